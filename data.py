@@ -1,11 +1,12 @@
-"""Words, tasks, demonstrations in units, and exact rewards. Nothing in here knows about models.
+"""Words, tasks, demonstrations in units, and exact rewards. Nothing in here knows of models.
 
-A task draws problems. A problem is a prompt and a demonstration, cut into the units that hints are made of:
+A task draws problems; a problem is a prompt and a demonstration, cut into the units that hints are made of:
 
     >>> task = TASKS["countdown"]()
-    >>> problem = task.parse("3 7 9 5 -> 47")
-    >>> problem.demo = ["9*5=45\\n", "45-3=42\\n", "42+7=49"]     # one equation a unit; this one misses the target
-    >>> task.reward(problem, "".join(problem.demo))
+    >>> problem = task.parse("3 7 9 5 -> 49")
+    >>> task.reward(problem, "9*5=45\\n7-3=4\\n45+4=49")       # one equation (one unit) a line
+    1.0
+    >>> task.reward(problem, "9*5=45\\n7-3=4\\n45-4=41")       # well-formed, but it misses the target
     0.1
 """
 
@@ -24,104 +25,92 @@ class Problem:
     target: int = 0
 
 
-class Words:
-    """A tokenizer of our own in tiktoken's engine: every whole number up to `largest` is one token, every sign another.
+class Task:
+    """What every task shares: words, and splits that have no problem in common.
 
-    Two special tokens follow the words: <end> closes an answer (the model must learn to write it) and <pad> fills rows
-    (nobody ever reads it).
+    The words are this project's own, in tiktoken's engine: each whole number up to `largest` is one token, each sign is
+    another. Two tokens follow that no text contains: <end> closes an answer, so a model must learn to write it; <pad>
+    fills rows and is never read.
     """
 
     SIGNS = ["\n", " ", " -> ", "+", "-", "*", "/", "="]
+    SHARES = {
+        "pool": range(60),
+        "validation": range(60, 70),
+        "test": range(70, 100),
+        "unseen": range(100),
+    }  # hundredths
 
     def __init__(self, largest: int):
         words = self.SIGNS + [str(n) for n in range(max(largest, 9) + 1)]
-        self.end, self.pad, self.size = len(words), len(words) + 1, len(words) + 2
-        self.alphabet = set("".join(words))
-        self.encoding = tiktoken.Encoding(
-            "nanouft",
-            pat_str=r"\d+| -> |.|\n",
-            mergeable_ranks={w.encode(): i for i, w in enumerate(words)},
-            special_tokens={"<end>": self.end, "<pad>": self.pad},
+        self.end, self.pad, self.vocab, self.alphabet = len(words), len(words) + 1, len(words) + 2, set("".join(words))
+        ranks = {word.encode(): i for i, word in enumerate(words)}
+        special = {"<end>": self.end, "<pad>": self.pad}
+        self.words = tiktoken.Encoding(
+            "nanouft", pat_str=r"\d+| -> |.|\n", mergeable_ranks=ranks, special_tokens=special
         )
 
     def encode(self, text: str) -> list[int]:
-        unknown = sorted(set(text) - self.alphabet)
-        if unknown:
-            raise ValueError(
-                f"no token for {unknown[0]!r} in {text[:60]!r}: the words are digits, + - * / = -> and blanks"
-            )
-        return self.encoding.encode_ordinary(text)
+        if unknown := sorted(set(text) - self.alphabet):
+            raise ValueError(f"no word for {unknown[0]!r} in {text[:60]!r}: expected digits, + - * / = -> and blanks")
+        return self.words.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self.encoding.decode(ids)
+        return self.words.decode(ids)
 
+    def units(self, problem: Problem) -> list[list[int]]:
+        """The demonstration's units as ids. <end> belongs to the last: a full hint leaves nothing to write."""
+        units = [self.encode(unit) for unit in problem.demo]
+        return units[:-1] + [units[-1] + [self.end]] if units else []
 
-class Task:
-    """What every task shares: its words, and problems split so that no two splits hold the same problem."""
-
-    # Which hundredths of all problems belong to which split. `unseen` is what lies outside the training distribution.
-    SHARES = {"pool": range(0, 60), "validation": range(60, 70), "test": range(70, 100), "unseen": range(0, 100)}
-
-    def __init__(self, largest: int):
-        self.words = Words(largest)
-        self.encode, self.decode = self.words.encode, self.words.decode
+    def best(self, problem: Problem) -> float:
+        """What counts as solved: a reward as good as the demonstration's."""
+        return self.reward(problem, "".join(problem.demo)) if problem.demo else 1.0
 
     def split(self, name: str, size: int, seed: int) -> list[Problem]:
-        """`size` different problems of one split. A problem's key alone decides where it belongs, whatever the seed."""
+        """`size` different problems. A problem's key alone decides which split it is in, whatever the seed; 'unseen' is
+        what lies outside the training distribution, so it shares nothing with the others anyhow."""
         rng, found = np.random.default_rng([seed, *name.encode()]), {}
         for _ in range(200 * size + 10_000):
             problem = self.problem(rng, unseen=name == "unseen")
-            if zlib.crc32(repr(self.key(problem)).encode()) % 100 in self.SHARES[name]:
-                found.setdefault(self.key(problem), problem)
+            key = self.key(problem)
+            if zlib.crc32(repr(key).encode()) % 100 in self.SHARES[name]:
+                found.setdefault(key, problem)
             if len(found) == size:
                 return list(found.values())
         raise ValueError(
-            f"only {len(found)} different {name} problems found, {size} wanted: ask for fewer, or widen the task"
+            f"this task has about {len(found)} different {name} problems, not {size}: widen it, or ask for less"
         )
-
-    def units(self, problem: Problem) -> list[list[int]]:
-        """The demonstration's units as ids. <end> belongs to the last one: a full hint leaves nothing to write."""
-        units = [self.encode(unit) for unit in problem.demo]
-        return units[:-1] + [units[-1] + [self.words.end]] if units else []
-
-    def best(self, problem: Problem) -> float:
-        """What counts as solved: the demonstration's reward. Every gate uses it."""
-        return self.reward(problem, "".join(problem.demo)) if problem.demo else 1.0
 
 
 class Countdown(Task):
-    """Reach the target from the numbers with + - * /, each number used exactly once; one equation a line.
+    """Reach the target from the numbers by + - * /, each number used exactly once; one equation a line.
 
-    numbers   how many of them           high    they lie in 1..high
-    limit     no demonstration passes it; also the largest number with a token of its own
-    low       the smallest target        unseen  problems with this number stay out of training ("unseen" split)
-
-    Reward 1.0: right. 0.1: as many equations as it takes, each well-formed, but arithmetic, operands or target wrong.
-    0: anything else. Numbers are whole and have no sign, so a division that is not exact is wrong arithmetic.
+    Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
+    0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
     """
 
-    LONGEST = 2_000  # characters; what is longer is no answer. Python refuses to read numbers beyond 4,300 digits.
+    LONGEST = 2_000  # characters; more is no answer (Python refuses to read numbers of over 4,300 digits)
 
     def __init__(self, numbers: int = 4, high: int = 10, limit: int = 50, low: int = 10, unseen: int = 7):
+        """`numbers` of them in 1..high, results up to `limit`, targets from `low`; `unseen`: see Task.split."""
         if not (2 <= numbers <= 6 and 2 <= high <= limit and 1 <= low <= limit):
-            raise ValueError("countdown needs 2 to 6 numbers, 2 <= high <= limit and 1 <= low <= limit")
+            raise ValueError("countdown needs 2 to 6 --numbers, 2 <= --high <= --limit and 1 <= --low <= --limit")
         super().__init__(limit)
         self.numbers, self.high, self.limit, self.low, self.unseen = numbers, high, limit, low, unseen
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
 
     def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
-        """Numbers, the target that random play happened to reach, and that play as the demonstration."""
+        """Numbers, the target that random play reached from them, and that play as the demonstration."""
         while True:
             numbers = self.draw(rng)
-            if (self.unseen in numbers) == unseen:
-                play, result = self.play(numbers, rng)
-                if result >= self.low:
-                    return self.pose(numbers, result, play)
+            equations, target = self.play(numbers, rng)
+            if target >= self.low and (self.unseen in numbers) == unseen:
+                return self.pose(numbers, target, equations)
 
     def random_play(self, rng: np.random.Generator) -> Problem:
-        """What the base model learns from: legal play that ignores its target. The rules, not how to aim."""
-        numbers = self.draw(rng)
-        target = 0
+        """What a base model learns from: legal play, and a target that has nothing to do with it."""
+        numbers, target = self.draw(rng), 0
         while target < self.low:
             _, target = self.play(self.draw(rng), rng)
         return self.pose(numbers, target, self.play(numbers, rng)[0])
@@ -131,49 +120,41 @@ class Countdown(Task):
 
     def play(self, numbers: list[int], rng: np.random.Generator) -> tuple[list[str], int]:
         """Random legal moves until one number is left: the equations, and that number."""
-        left, equations = list(numbers), []
-        draws = []
+        left, equations, draws = list(numbers), [], []
         while len(left) > 1:
-            draws = draws or rng.random((8 * len(numbers), 3)).tolist()  # many at once: a call for each costs more
+            draws = draws or rng.random((8 * len(numbers), 3)).tolist()  # many at once: each call costs
             x, y, z = draws.pop()
             i, j = int(x * len(left)), int(y * len(left))
-            if i == j:
-                continue
             a, b, op = left[i], left[j], "+-*/"[int(z * 4)]
             result = apply(a, op, b)
-            if result is None or not 1 <= result <= self.limit:
-                continue
-            equations.append(f"{a}{op}{b}={result}")
-            left = [n for k, n in enumerate(left) if k not in (i, j)] + [result]
+            if i != j and result is not None and 1 <= result <= self.limit:
+                equations.append(f"{a}{op}{b}={result}")
+                left = [n for k, n in enumerate(left) if k not in (i, j)] + [result]
         return equations, left[0]
 
-    def pose(self, numbers: list[int], target: int, equations: list[str] = ()) -> Problem:
-        demo = [e + "\n" for e in equations[:-1]] + list(equations[-1:])
-        return Problem(f"{' '.join(map(str, numbers))} -> {target}\n", demo, list(numbers), target)
+    def pose(self, numbers: list[int], target: int, equations: list[str]) -> Problem:
+        demo = [e + "\n" for e in equations[:-1]] + equations[-1:]
+        return Problem(f"{' '.join(map(str, numbers))} -> {target}\n", demo, numbers, target)
 
     def parse(self, text: str) -> Problem:
-        """A user's problem, "3 7 9 5 -> 47"."""
-        left, arrow, right = text.partition("->")
-        words = [*left.split(), *right.split()]
-        if not arrow or len(right.split()) != 1 or not all(map(is_number, words)) or not 2 <= len(left.split()) <= 6:
+        """A user's own problem, like "3 7 9 5 -> 49"."""
+        left, _, right = text.partition("->")
+        numbers, target = left.split(), right.split()
+        if not all(map(is_number, numbers + target)) or not 2 <= len(numbers) <= 6 or len(target) != 1:
             raise ValueError(
-                f"cannot read {text[:60]!r}: expected 2 to 6 whole numbers and a target, like '3 7 9 5 -> 47'"
+                f"cannot read {text[:60]!r}: expected 2 to 6 whole numbers and a target, like '3 7 9 5 -> 49'"
             )
-        *numbers, target = map(int, words)
-        if max(numbers + [target]) > self.limit:
-            raise ValueError(
-                f"{max(numbers + [target])} is too large: this model has words for 0..{self.limit} (--limit)"
-            )
-        return self.pose(numbers, target)
+        if too_large := [n for n in numbers + target if len(n) > 9 or int(n) > self.limit]:
+            raise ValueError(f"{too_large[0][:60]} is too large: this model's words end at {self.limit} (--limit)")
+        return self.pose([int(n) for n in numbers], int(target[0]), [])
 
     def key(self, problem: Problem) -> tuple:
+        """What makes two problems the same."""
         return (*sorted(problem.numbers), problem.target)
 
     def reward(self, problem: Problem, answer: str) -> float:
-        if len(answer) > self.LONGEST:
-            return 0.0
-        equations = [parse_equation(line) for line in answer.split("\n")]
-        if len(equations) != len(problem.numbers) - 1 or None in equations:
+        equations = [parse_equation(line) for line in answer[: self.LONGEST + 1].split("\n")]
+        if len(answer) > self.LONGEST or len(equations) != len(problem.numbers) - 1 or None in equations:
             return 0.0
         left = list(problem.numbers)
         for a, op, b, result in equations:
@@ -199,7 +180,7 @@ def is_number(text: str) -> bool:
 
 
 def parse_equation(line: str) -> tuple[int, str, int, int] | None:
-    """'3+7=10' -> (3, '+', 7, 10); None where the line is not number, sign, number, =, number and nothing else."""
+    """'3+7=10' -> (3, '+', 7, 10); None unless the line is number, sign, number, =, number and nothing else."""
     left, _, result = line.partition("=")
     for op in "+-*/":
         a, _, b = left.partition(op)
