@@ -10,6 +10,8 @@ import argparse
 import hashlib
 import inspect
 import json
+import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -79,8 +81,9 @@ class Config:
     eval_every: int = flag(25, "steps between validations; each writes a checkpoint", 1)
 
 
-DEMO = ["sft", "rft", "sft_rft", "r3", "uft", "sasr"]  # the main job
+DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 MAY_CHANGE = ["steps", "out", "cache", "device"]  # when a run is resumed
+BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,6 +100,8 @@ def check(cfg: Config) -> None:
             raise ValueError(f"--{f.name} {value}: expected a number from {least:,} to {most:,}")
     if cfg.width % (2 * cfg.heads):
         raise ValueError(f"--width {cfg.width}: expected a multiple of 2 x --heads {cfg.heads}")
+    if cfg.problems > cfg.demos:
+        raise ValueError(f"--problems {cfg.problems}: the pool has only --demos {cfg.demos}")
     pick_device(cfg), make_task(cfg)
 
 
@@ -143,12 +148,8 @@ def load(path: Path) -> dict:
         assert content["format"] == FORMAT
         return content
     except Exception:  # what a broken file raises depends on where it is broken
-        why = (
-            "is damaged or of another version: delete it and train again"
-            if path.exists()
-            else "is not there: train first"
-        )
-        raise ValueError(f"the checkpoint {path} {why}") from None
+        why = "damaged, or of another version: delete it" if path.exists() else "not there: train first"
+        raise ValueError(f"the checkpoint {path} is {why}") from None
 
 
 def base_model(cfg: Config, task: Task) -> dict:
@@ -166,7 +167,7 @@ def base_model(cfg: Config, task: Task) -> dict:
     muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
     solo = replace(cfg, group=1, updates=1)
-    for t in (bar := tqdm(range(cfg.base_steps), "base model", leave=False)):
+    for t in (bar := tqdm(range(cfg.base_steps), "base model", **BAR)):
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rate's, in the second half
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = fall * cfg.base_lr, fall * cfg.base_lr * 0.15
         rng, generator = randomness(cfg, 3, t)
@@ -197,7 +198,10 @@ def test_scores(model: GPT, task: Task, cfg: Config) -> dict[str, float]:
     return {"test": solve(model, task, test), "unseen": solve(model, task, unseen), "pass@8": eight}
 
 
-def run(cfg: Config, resume: bool = False) -> list[dict]:
+stop_asked = []  # Ctrl-C waits for the step to end, so that what is saved is whole
+
+
+def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
     """Train one method. Returns its metrics, a dict for step 0 and for every step (README.md defines each of them)."""
     check(cfg)
     task, out = make_task(cfg), Path(cfg.out)
@@ -230,9 +234,9 @@ def run(cfg: Config, resume: bool = False) -> list[dict]:
     if not metrics:
         metrics = [{"step": 0, **dict.fromkeys(CUMULATIVE, 0)}]
         validate(metrics[0])
-    stop = []  # Ctrl-C waits for the step to end, so that what is saved is whole
-    before = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-    for t in (bar := tqdm(range(state["step"], cfg.steps), f"{cfg.method:11s}", cfg.steps, initial=state["step"])):
+    before = signal.signal(signal.SIGINT, lambda *_: stop_asked.append(True))
+    done = state["step"]
+    for t in (bar := tqdm(range(done, cfg.steps), f"{cfg.method:10s}", cfg.steps, **BAR, initial=done, position=line)):
         clock = time.perf_counter()
         rng, generator = randomness(cfg, 0, t)
         problems = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=False)]
@@ -253,12 +257,12 @@ def run(cfg: Config, resume: bool = False) -> list[dict]:
             record["chosen_step"] = state["chosen_step"]
         metrics.append(record)
         bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
-        if cfg.out and (due or stop):
+        if cfg.out and (due or stop_asked):
             (out / "metrics.new").write_text("".join(json.dumps(m) + "\n" for m in metrics))
             (out / "metrics.new").replace(out / "metrics.jsonl")
             states = {name: part.state_dict() for name, part in parts.items()}
             save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state} | states)
-        if stop:
+        if stop_asked:
             raise KeyboardInterrupt
     signal.signal(signal.SIGINT, before)
     return metrics
@@ -277,16 +281,17 @@ def claim(cfg: Config) -> None:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Accuracies in percent. 'chosen' is the checkpoint with the best validation accuracy."""
+    """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
     columns = ["test", "test_chosen", "chosen_step", "unseen", "pass@8", *CUMULATIVE]
     rows = {name: metrics[-1] for name, metrics in results.items()}
-    some = next(iter(rows.values()))
-    rows = {"base": {name: some[f"{name}_base"] for name in columns if f"{name}_base" in some}} | rows
+    base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     text = f"{'method':10s}" + "".join(f"{name:>{len(name) + 3}s}" for name in columns)
-    for name, row in rows.items():
-        shown = [row.get(column, "") for column in columns]
-        shown = [f"{100 * x:.1f}%" if type(x) is float and x <= 1 else x and f"{x:,.0f}" for x in shown]
-        text += f"\n{name:10s}" + "".join(f"{x:>{len(c) + 3}s}" for x, c in zip(shown, columns, strict=True))
+    for name, row in ({"base": base} | rows).items():
+        text += f"\n{name:10s}"
+        for column in columns:
+            x, width = row.get(column), len(column) + 3
+            shown = "" if x is None else f"{x:.1%}" if "test" in column or column in base else f"{x:,.0f}"
+            text += f"{shown:>{width}s}"
     return text
 
 
@@ -370,6 +375,20 @@ def configs(flags: dict, methods: list[str] | None, resume: bool, job: Path) -> 
     return [replace(Config(**json.loads(p.read_text())), **flags, out=str(p.parent)) for p in found]
 
 
+def prepare(lock) -> None:
+    """A process does one run after another, on one thread: two small runs side by side beat one on two cores."""
+    tqdm.set_lock(lock)
+    torch.set_num_threads(1)
+
+
+def work(line: int, cfg: Config) -> list[dict] | None:
+    """One run there; None if Ctrl-C ended it."""
+    try:
+        return None if stop_asked else run(cfg, resume=True, line=line)
+    except KeyboardInterrupt:
+        return None
+
+
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     ask, resume, methods, listing = (flags.pop(name, None) for name in ("ask", "resume", "method", "list"))
@@ -383,12 +402,18 @@ def main(argv: list[str] | None = None) -> None:
     runs = configs(flags, methods, bool(resume), job)
     device, why = pick_device(runs[0]), "the best one here" if runs[0].device == "auto" else "as asked"
     print(f"device {device} ({why}), float32 (so small a model gains nothing from less), writing to {job}/", flush=True)
-    try:
-        results = {cfg.method: run(cfg, resume=True) for cfg in runs}
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped; what was done is saved. Go on with: python train.py --resume {job}")
+    base_model(runs[0], make_task(runs[0]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes hear Ctrl-C too: they save, this one waits for them
+    spawn = multiprocessing.get_context("spawn")
+    tqdm.set_lock(spawn.RLock())
+    jobs = min(len(runs), os.cpu_count() or 1) if device.type == "cpu" else 1
+    with spawn.Pool(jobs, prepare, [tqdm.get_lock()]) as pool:
+        metrics = pool.starmap(work, enumerate(runs), chunksize=1)
+    if None in metrics:
+        raise KeyboardInterrupt(f"stopped; what was done is saved. Go on with: python train.py --resume {job}")
+    results = {cfg.method: m for cfg, m in zip(runs, metrics, strict=True)}
     draw(results, job / "curves.png", f"{runs[0].task}, seed {runs[0].seed}")
-    print(table(results), answers(Path(runs[-1].out), 8), f"figure: {job}/curves.png", sep="\n\n")
+    print(f"\n{table(results)}\n\n{answers(Path(runs[-1].out), 8)}\n\nfigure: {job}/curves.png")
 
 
 if __name__ == "__main__":
@@ -396,3 +421,6 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError, FloatingPointError) as problem:
         sys.exit(f"nanouft: {problem}")
+    except KeyboardInterrupt as stopped:
+        print(f"\nnanouft: {stopped or 'stopped before there was anything to save'}", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,16 @@
+PYTHON ?= python3
+
+demo: .venv/ready  ## the main job: about 8 minutes on two CPU cores
+	.venv/bin/python train.py
+
+test: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest -q
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.PHONY: demo test
