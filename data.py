@@ -71,7 +71,7 @@ class Task:
         """`size` different problems. A problem's key alone decides which split it is in, whatever the seed; 'unseen' is
         what lies outside the training distribution, so it shares nothing with the others anyhow."""
         rng, found = np.random.default_rng([seed, *name.encode()]), {}
-        for _ in range(200 * size + 10_000):
+        for _ in range(50 * size + 10_000):
             problem = self.problem(rng, unseen=name == "unseen")
             key = self.key(problem)
             if zlib.crc32(repr(key).encode()) % 100 in self.SHARES[name]:

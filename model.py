@@ -6,9 +6,13 @@ is tied to the input embedding, so a checkpoint can leave for other engines unch
     B rows   T tokens   C width   H heads   D = C / H   V vocabulary
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+FORMAT = 1  # of checkpoints; raise it when their content changes
 
 
 class Cache:
@@ -67,13 +71,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V)."""
 
-    def __init__(self, vocab: int, n_layer: int = 2, n_head: int = 4, width: int = 64, max_len: int = 64):
+    def __init__(self, vocab: int, n_layer: int, width: int, max_len: int, D: int = 16):
         super().__init__()
-        self.n_head = n_head
+        if width % D:
+            raise ValueError(f"--width {width}: expected a multiple of {D}, the size of an attention head")
+        self.n_head = n_head = width // D
         self.embed = nn.Embedding(vocab, width)
         self.blocks = nn.ModuleList(Block(width, n_head) for _ in range(n_layer))
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        D = width // n_head
         angle = torch.outer(torch.arange(max_len), 10_000 ** (-torch.arange(0, D, 2) / D)).repeat(1, 2)
         self.register_buffer("rotary", torch.stack([angle.cos(), angle.sin()]), persistent=False)  # (2, max_len, D)
 
@@ -150,3 +155,21 @@ def sample(
             cache.select(going)
         logits = model(token[:, None], cache)[:, -1]
     return new, logp, count
+
+
+def save(path: Path, content: dict) -> None:
+    """All or nothing: whoever dies while writing leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"format": FORMAT} | content, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def load(path: Path) -> dict:
+    """A checkpoint of ours, or a sentence about why not."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        assert content["format"] == FORMAT
+        return content
+    except Exception:  # what a broken file raises depends on where it is broken
+        why = "damaged, or of another version: delete it" if path.exists() else "not there: train first"
+        raise ValueError(f"the checkpoint {path} is {why}") from None

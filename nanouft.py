@@ -151,7 +151,7 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, coef: Callable, 
         terms = {name: total / Z for name, total in loss_terms(model, base, rows.take(part), coef, cfg).items()}
         terms["loss"].backward()
         totals |= {name: totals.get(name, 0.0) + term.item() for name, term in terms.items()}
-    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad).item()  # before clipping
+    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # before clipping
     for name in ("loss", "grad_norm"):
         if not np.isfinite(totals[name]):
             raise FloatingPointError(f"the {name} is {totals[name]}: try a smaller --lr, or resume the last checkpoint")

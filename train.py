@@ -7,6 +7,7 @@ run(Config(method="uft"))                        the same from Python
 """
 
 import argparse
+import contextlib
 import hashlib
 import inspect
 import json
@@ -22,11 +23,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import TASKS, Problem, Task
-from model import GPT
+from data import TASKS, Task
+from model import GPT, load, save
 from nanouft import METHODS, Step, methods_table, rollout, train_step
-
-FORMAT = 1  # of checkpoints; raise it when their content changes
 
 
 def flag(default, text: str, least=0, most=10**9, names=()):
@@ -54,18 +53,14 @@ class Config:
     test: int = flag(2048, "test problems, read once, at the end; 0: no test")
     # model and base training
     layers: int = flag(2, "blocks", 1)
-    heads: int = flag(4, "attention heads", 1)
-    width: int = flag(64, "width", 2)
-    base_steps: int = flag(600, "steps of base training on random play", 0)
-    base_batch: int = flag(256, "random plays in each of them", 1)
-    base_lr: float = flag(0.02, "Muon's learning rate for the matrices (AdamW takes 0.15 of it for the rest)")
+    width: int = flag(64, "width, a multiple of 16 (the size of a head)", 16)
+    base_steps: int = flag(600, "steps of base training, each on 256 random plays")
     # the step
     problems: int = flag(64, "problems a step", 1)
     group: int = flag(8, "rollouts a problem", 1)
     lr: float = flag(1e-3, "AdamW's learning rate")
     updates: int = flag(1, "optimizer steps on each batch; from the second on, clipping bites", 1)
     clip: float = flag(0.2, "the ratio is clipped to 1 - clip .. 1 + clip")
-    clip_grad: float = flag(1.0, "largest gradient norm")
     temperature: float = flag(1.0, "sampling temperature", 0.01, 100)
     kl_coef: float = flag(0.0, "weight of the KL to the base")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
@@ -83,8 +78,8 @@ class Config:
 
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 MAY_CHANGE = ["steps", "out", "cache", "device"]  # when a run is resumed
-BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
+BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Setting up
@@ -98,66 +93,44 @@ def check(cfg: Config) -> None:
             raise ValueError(f"--{f.name} {value}: expected one of {', '.join(names)}")
         if f.type is not str and not least <= value <= most:
             raise ValueError(f"--{f.name} {value}: expected a number from {least:,} to {most:,}")
-    if cfg.width % (2 * cfg.heads):
-        raise ValueError(f"--width {cfg.width}: expected a multiple of 2 x --heads {cfg.heads}")
     if cfg.problems > cfg.demos:
         raise ValueError(f"--problems {cfg.problems}: the pool has only --demos {cfg.demos}")
-    pick_device(cfg), make_task(cfg)
+    make_model(cfg, make_task(cfg))  # they look after their own settings
 
 
 def pick_device(cfg: Config) -> torch.device:
-    here = [n for n, there in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if there] + [
-        "cpu"
-    ]
-    if cfg.device not in ["auto", *here]:
-        raise ValueError(
-            f"--device {cfg.device}: not on this machine, or not in this build of PyTorch; try --device auto"
-        )
-    return torch.device(here[0] if cfg.device == "auto" else cfg.device)
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.mps.is_available(), "cpu": True}
+    if not found.get(cfg.device, True):
+        raise ValueError(f"--device {cfg.device}: not on this machine, or not in this build of PyTorch; try auto")
+    return torch.device(max(found, key=found.get) if cfg.device == "auto" else cfg.device)
+
+
+def options(cfg: Config) -> dict:
+    """The settings that the task's constructor names."""
+    return {name: getattr(cfg, name) for name in inspect.signature(TASKS[cfg.task]).parameters}
 
 
 def make_task(cfg: Config) -> Task:
-    """A task takes the settings that its constructor names."""
-    return TASKS[cfg.task](**{name: getattr(cfg, name) for name in inspect.signature(TASKS[cfg.task]).parameters})
+    return TASKS[cfg.task](**options(cfg))
 
 
 def make_model(cfg: Config, task: Task, weights: dict | None = None) -> GPT:
-    model = GPT(task.vocab, cfg.layers, cfg.heads, cfg.width, task.prompt_tokens + task.answer_tokens)
+    model = GPT(task.vocab, cfg.layers, cfg.width, task.prompt_tokens + task.answer_tokens)
     model.load_state_dict(weights or model.state_dict())
     return model.to(pick_device(cfg))
 
 
 def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.Generator]:
     """Generators made of seed and purpose alone; the step is part of the purpose, so resuming needs no saved state."""
-    state = np.random.SeedSequence([cfg.seed, *purpose])
-    torch_seed = int(state.generate_state(1, np.uint64)[0] >> 1)
-    return np.random.default_rng(state), torch.Generator(pick_device(cfg)).manual_seed(torch_seed)
-
-
-def save(path: Path, content: dict) -> None:
-    """All or nothing: whoever dies while writing leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"format": FORMAT} | content, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def load(path: Path) -> dict:
-    """A checkpoint of ours, or a sentence about why not."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        assert content["format"] == FORMAT
-        return content
-    except Exception:  # what a broken file raises depends on where it is broken
-        why = "damaged, or of another version: delete it" if path.exists() else "not there: train first"
-        raise ValueError(f"the checkpoint {path} is {why}") from None
+    rng = np.random.default_rng([cfg.seed, *purpose])
+    return rng, torch.Generator(pick_device(cfg)).manual_seed(int(rng.integers(2**62)))
 
 
 def base_model(cfg: Config, task: Task) -> dict:
     """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
     unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings."""
-    names = ["task", "seed", "test", "layers", "heads", "width", "base_steps", "base_batch", "base_lr"]
-    settings = [getattr(cfg, name) for name in [*names, *inspect.signature(TASKS[cfg.task]).parameters]]
-    path = Path(cfg.cache) / f"{cfg.task}-{hashlib.sha256(json.dumps([FORMAT, settings]).encode()).hexdigest()[:12]}.pt"
+    settings = options(cfg) | {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")}
+    path = Path(cfg.cache) / f"{cfg.task}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}.pt"
     if path.exists():
         return load(path)
     model = make_model(cfg, task)
@@ -166,14 +139,13 @@ def base_model(cfg: Config, task: Task) -> dict:
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
     muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    solo = replace(cfg, group=1, updates=1)
     for t in (bar := tqdm(range(cfg.base_steps), "base model", **BAR)):
-        fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rate's, in the second half
-        muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = fall * cfg.base_lr, fall * cfg.base_lr * 0.15
+        fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
+        muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
         rng, generator = randomness(cfg, 3, t)
-        plays = [task.random_play(rng) for _ in range(cfg.base_batch)]
-        record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, Step(t, solo, rng), generator)
-        bar.set_postfix(loss=record["loss"], refresh=False)
+        plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
+        record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
+        bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
     save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg)})
     return load(path)
 
@@ -182,38 +154,49 @@ def base_model(cfg: Config, task: Task) -> dict:
 # The run
 
 
-def solve(model: GPT, task: Task, problems: list[Problem], n: int = 1, temperature=0.0, generator=None) -> float:
-    """The share of problems that one of n answers solves, without hints; greedy unless told otherwise."""
-    parts = [problems[i : i + 1024 // n] for i in range(0, len(problems), 1024 // n)]
-    rows = [rollout(model, task, p, np.zeros(len(p), int), n, temperature, generator) for p in parts]
-    return torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()
-
-
 def test_scores(model: GPT, task: Task, cfg: Config) -> dict[str, float]:
-    """Greedy accuracy; the same on numbers that training never showed; one success in 8 samples."""
-    if not cfg.test:
-        return {}
-    test, unseen = task.split("test", cfg.test, 0), task.split("unseen", cfg.test, 0)
-    eight = solve(model, task, test, 8, 1.0, randomness(cfg, 4)[1])
-    return {"test": solve(model, task, test), "unseen": solve(model, task, unseen), "pass@8": eight}
+    """Without hints: greedy accuracy, the same on numbers that training never showed, one success in 8 samples."""
+
+    def solved(split: str, n: int, temperature: float) -> float:
+        problems, generator = task.split(split, cfg.test, 0), randomness(cfg, 4)[1]
+        parts = [problems[i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)]
+        rows = [rollout(model, task, p, np.zeros(len(p), int), n, temperature, generator) for p in parts]
+        return torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()
+
+    tests = {"test": ("test", 1, 0.0), "unseen": ("unseen", 1, 0.0), "pass@8": ("test", 8, 1.0)}
+    return {name: solved(*how) for name, how in tests.items()} if cfg.test else {}
 
 
-stop_asked = []  # Ctrl-C waits for the step to end, so that what is saved is whole
+@contextlib.contextmanager
+def patience():
+    """Ctrl-C waits for the step to end, so that what is saved is whole."""
+    asked, before = [], signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def claim(cfg: Config) -> None:
+    """Take a folder for this run; it must not hold another."""
+    if (Path(cfg.out) / "config.json").exists():
+        raise ValueError(f"{cfg.out} holds a run already: go on with --resume {cfg.out}, or choose another --out")
+    Path(cfg.out).mkdir(parents=True, exist_ok=True)
+    (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
 
 
 def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
     """Train one method. Returns its metrics, a dict for step 0 and for every step (README.md defines each of them)."""
     check(cfg)
-    task, out = make_task(cfg), Path(cfg.out)
-    pool, validation = task.split("pool", cfg.demos, cfg.seed), task.split("validation", cfg.validation, 0)
     if cfg.out and not resume:
         claim(cfg)
+    task, method, out = make_task(cfg), METHODS[cfg.method], Path(cfg.out)
+    pool, validation = task.split("pool", cfg.demos, cfg.seed), task.split("validation", cfg.validation, 0)
     start = base_model(cfg, task)
-    model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))
+    model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))  # best: at its best validation
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    parts = {"model": model, "best": best, "optimizer": optimizer}  # best: the model at its best validation
-    state = {"step": 0, "switch": {}, "chosen_step": 0, "chosen_accuracy": -1.0}
-    metrics = []
+    parts = {"model": model, "best": best, "optimizer": optimizer}
+    state, metrics = {"step": 0, "switch": {}, "chosen_step": 0, "chosen_accuracy": -1.0}, []
     if resume and (out / "checkpoint.pt").exists():
         saved = load(out / "checkpoint.pt")
         if differ := [n for n, v in asdict(cfg).items() if n not in MAY_CHANGE and saved["config"].get(n) != v]:
@@ -223,57 +206,44 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
         state = saved["state"]
         metrics = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()[: state["step"] + 1]]
 
-    def validate(record: dict) -> None:
+    def validate(record: dict) -> dict:
         rows = rollout(model, task, validation, np.zeros(len(validation), int), 1, 0.0)
-        record |= {"accuracy": rows.solved.float().mean().item(), "evaluated": True}
-        record.setdefault("reward", rows.reward.mean().item())
-        if record["accuracy"] > state["chosen_accuracy"]:
-            state.update(chosen_step=record["step"], chosen_accuracy=record["accuracy"])
+        accuracy = rows.solved.float().mean().item()
+        if accuracy > state["chosen_accuracy"]:
+            state.update(chosen_step=record["step"], chosen_accuracy=accuracy)
             best.load_state_dict(model.state_dict())
+        return {"reward": rows.reward.mean().item()} | record | {"accuracy": accuracy, "evaluated": True}
 
-    if not metrics:
-        metrics = [{"step": 0, **dict.fromkeys(CUMULATIVE, 0)}]
-        validate(metrics[0])
-    before = signal.signal(signal.SIGINT, lambda *_: stop_asked.append(True))
-    done = state["step"]
-    for t in (bar := tqdm(range(done, cfg.steps), f"{cfg.method:10s}", cfg.steps, **BAR, initial=done, position=line)):
-        clock = time.perf_counter()
-        rng, generator = randomness(cfg, 0, t)
-        problems = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=False)]
-        step = Step(t, cfg, rng, state["switch"])
-        record = train_step(METHODS[cfg.method], model, base, [optimizer], task, problems, step, generator)
-        record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
-        record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
-        state["step"] = t + 1
-        if due := t + 1 == cfg.steps or (t + 1) % cfg.eval_every == 0:
-            validate(record)
-        if t + 1 == cfg.steps:
-            tests = {
-                "": test_scores(model, task, cfg),
-                "_chosen": test_scores(best, task, cfg),
-                "_base": start["scores"],
-            }
-            record |= {name + tag: score for tag, scores in tests.items() for name, score in scores.items()}
-            record["chosen_step"] = state["chosen_step"]
-        metrics.append(record)
-        bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
-        if cfg.out and (due or stop_asked):
-            (out / "metrics.new").write_text("".join(json.dumps(m) + "\n" for m in metrics))
-            (out / "metrics.new").replace(out / "metrics.jsonl")
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state} | states)
-        if stop_asked:
-            raise KeyboardInterrupt
-    signal.signal(signal.SIGINT, before)
+    metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
+    bar = tqdm(
+        range(state["step"], cfg.steps), f"{cfg.method:8s}", cfg.steps, position=line, **BAR, initial=state["step"]
+    )
+    with patience() as stop:
+        for t in bar:
+            clock = time.perf_counter()
+            rng, generator = randomness(cfg, 0, t)
+            problems = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=False)]
+            step = Step(t, cfg, rng, state["switch"])
+            record = train_step(method, model, base, [optimizer], task, problems, step, generator)
+            record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
+            record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
+            state["step"], last = t + 1, t + 1 == cfg.steps
+            if due := last or (t + 1) % cfg.eval_every == 0:
+                record = validate(record)
+            if last:
+                for tag, scores in ("", test_scores(model, task, cfg)), ("_chosen", test_scores(best, task, cfg)):
+                    record |= {name + tag: x for name, x in scores.items()}
+                record |= {f"{n}_base": x for n, x in start["scores"].items()} | {"chosen_step": state["chosen_step"]}
+            metrics.append(record)
+            bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
+            if cfg.out and (due or stop):
+                (out / "metrics.new").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+                (out / "metrics.new").replace(out / "metrics.jsonl")
+                states = {name: part.state_dict() for name, part in parts.items()}
+                save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state} | states)
+            if stop:
+                raise KeyboardInterrupt
     return metrics
-
-
-def claim(cfg: Config) -> None:
-    """Take a folder for this run; it must not hold another."""
-    if (Path(cfg.out) / "config.json").exists():
-        raise ValueError(f"{cfg.out} holds a run already: go on with --resume {cfg.out}, or choose another --out")
-    Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,14 +255,14 @@ def table(results: dict[str, list[dict]]) -> str:
     columns = ["test", "test_chosen", "chosen_step", "unseen", "pass@8", *CUMULATIVE]
     rows = {name: metrics[-1] for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
-    text = f"{'method':10s}" + "".join(f"{name:>{len(name) + 3}s}" for name in columns)
+    lines = ["method  " + "".join(f"{name:>{len(name) + 3}s}" for name in columns)]
     for name, row in ({"base": base} | rows).items():
-        text += f"\n{name:10s}"
-        for column in columns:
-            x, width = row.get(column), len(column) + 3
-            shown = "" if x is None else f"{x:.1%}" if "test" in column or column in base else f"{x:,.0f}"
-            text += f"{shown:>{width}s}"
-    return text
+        shown = [
+            ("{:.1%}" if c in base or c == "test_chosen" else "{:,.0f}").format(row[c]) if c in row else ""
+            for c in columns
+        ]
+        lines.append(f"{name:8s}" + "".join(f"{x:>{len(c) + 3}s}" for x, c in zip(shown, columns, strict=True)))
+    return "\n".join(lines)
 
 
 def draw(results: dict[str, list[dict]], path: Path, title: str) -> None:
@@ -304,15 +274,14 @@ def draw(results: dict[str, list[dict]], path: Path, title: str) -> None:
     for name, metrics in results.items():
         seen = [m for m in metrics if "evaluated" in m]
         left.plot([m["step"] for m in seen], [100 * m["accuracy"] for m in seen], label=name)
-        explored = [
-            [100 * m.get("explored_solved", np.nan) for m in metrics[i : i + 20]] for i in range(1, len(metrics), 20)
+        tries = [m for m in metrics if "explored_solved" in m]
+        means = [
+            np.mean([100 * m["explored_solved"] for m in tries[max(0, i - 24) : i + 1]]) for i in range(len(tries))
         ]
-        right.plot(
-            np.arange(len(explored)) * 20 + 10, [np.nanmean(e) if np.isfinite(e).any() else np.nan for e in explored]
-        )
+        right.plot([m["step"] for m in tries], means)
     left.legend(frameon=False)
     left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%")
-    right.set(title="training rollouts that end in a solution", xlabel="step", ylabel="%")
+    right.set(title="explored rollouts that end in a solution (mean of 25 steps)", xlabel="step", ylabel="%")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
 
@@ -358,16 +327,17 @@ def parse(argv: list[str] | None) -> dict:
     return vars(parser.parse_args(argv))
 
 
-def configs(flags: dict, methods: list[str] | None, resume: bool, job: Path) -> list[Config]:
-    """The runs to do: those that a folder holds, or new ones, each of which takes a folder."""
-    if not resume:
-        runs = [replace(Config(**flags), method=m, out=str(job / m)) for m in methods or DEMO]
+def new_runs(flags: dict, methods: list[str], job: Path) -> list[Config]:
+    runs = [replace(Config(**flags), method=m, out=str(job / m)) for m in methods]
+    for act in (check, claim):
         for cfg in runs:
-            check(cfg)
-        for cfg in runs:
-            claim(cfg)
-        return runs
-    if fixed := sorted(set(flags) - set(MAY_CHANGE)) + ["method"] * bool(methods):
+            act(cfg)
+    return runs
+
+
+def old_runs(flags: dict, job: Path) -> list[Config]:
+    """What a folder holds: one run, or one in each sub-folder."""
+    if fixed := sorted(set(flags) - set(MAY_CHANGE)):
         raise ValueError(f"--{fixed[0]} cannot change in a resumed run: leave it out, or start another with --out")
     found = sorted(job.glob("config.json")) or sorted(job.glob("*/config.json"))
     if not found:
@@ -381,25 +351,29 @@ def prepare(lock) -> None:
     torch.set_num_threads(1)
 
 
+stopped = []  # by Ctrl-C: this process does no further run
+
+
 def work(line: int, cfg: Config) -> list[dict] | None:
-    """One run there; None if Ctrl-C ended it."""
     try:
-        return None if stop_asked else run(cfg, resume=True, line=line)
+        return None if stopped else run(cfg, resume=True, line=line)
     except KeyboardInterrupt:
-        return None
+        stopped.append(True)
 
 
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
-    ask, resume, methods, listing = (flags.pop(name, None) for name in ("ask", "resume", "method", "list"))
+    ask, resume, listing = (flags.pop(name, None) for name in ("ask", "resume", "list"))
     job = Path(
         resume or flags.get("out") or f"out/{flags.get('task', Config.task)}-seed{flags.get('seed', Config.seed)}"
     )
     if listing:
         return print(methods_table())
     if ask is not None:
-        return print(answers(job if (job / "checkpoint.pt").exists() else job / (methods or ["uft"])[0], 16, ask))
-    runs = configs(flags, methods, bool(resume), job)
+        return print(
+            answers(job if (job / "checkpoint.pt").exists() else job / flags.get("method", ["uft"])[0], 16, ask)
+        )
+    runs = old_runs(flags, job) if resume else new_runs(flags, flags.pop("method", DEMO), job)
     device, why = pick_device(runs[0]), "the best one here" if runs[0].device == "auto" else "as asked"
     print(f"device {device} ({why}), float32 (so small a model gains nothing from less), writing to {job}/", flush=True)
     base_model(runs[0], make_task(runs[0]))

@@ -10,7 +10,7 @@ STOP, PAD, VOCAB = 10, 11, 12
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    model = GPT(VOCAB, n_layer=2, n_head=2, width=16, max_len=40)
+    model = GPT(VOCAB, n_layer=2, width=16, max_len=40, D=8)
     model.init_weights(torch.Generator().manual_seed(0))
     for p in model.parameters():
         p.data *= 12 if p.dim() == 2 else 1  # far enough from uniform for a wrong column to show

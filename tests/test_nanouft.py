@@ -40,7 +40,7 @@ def problems(task) -> list[Problem]:
 @pytest.fixture(scope="module")
 def model(task, problems) -> GPT:
     """It half knows these six demonstrations: some of its answers are right, some well-formed, some neither."""
-    model = GPT(task.vocab, 1, 2, 32, task.prompt_tokens + task.answer_tokens)
+    model = GPT(task.vocab, 1, 32, task.prompt_tokens + task.answer_tokens)
     model.init_weights(torch.Generator().manual_seed(0))
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=0.01), np.random.default_rng(0)
     for t in range(50):
@@ -62,7 +62,7 @@ def gradient(
     method: Method, model: GPT, task, problems, t: int = 0, switch=None, seed: int = 0, **settings
 ) -> torch.Tensor:
     keep = Keep(model)
-    step = Step(t, replace(CFG, clip_grad=1e9, **settings), np.random.default_rng(seed), switch or {})
+    step = Step(t, replace(CFG, **settings), np.random.default_rng(seed), switch or {})
     generator = torch.Generator().manual_seed(seed)
     train_step(method, model, copy.deepcopy(model), [keep], task, problems, step, generator)
     return keep.gradient
@@ -293,7 +293,7 @@ def test_sasr_probability_and_what_its_switch_remembers(task, model, problems):
     kinds = set()
     for t in range(2, 40):
         before = dict(step.switch)
-        step.t, step.cfg = t, replace(CFG, gamma=0.7, clip_grad=1e-3)
+        step.t, step.cfg = t, replace(CFG, gamma=0.7)
         metrics = train_step(METHODS["sasr"], model, model, [Keep(model)], task, problems[t % 6 :], step, None)
         assert metrics["p_sft"] == pytest.approx(before["G"] / (before["G"] + 0.7 * before["G_warmup"]))
         assert step.switch["G_warmup"] == before["G_warmup"]
@@ -321,7 +321,7 @@ def test_hint_never_leaks_into_rft(task, problems):
 
     With another demonstration, and so with UFT's hints, they do: the test can see a leak.
     """
-    untrained = GPT(task.vocab, 1, 2, 32, 30)
+    untrained = GPT(task.vocab, 1, 32, 30)
     untrained.init_weights(torch.Generator().manual_seed(1))
     other = [replace(p, demo=["1+1=2\n", "2+1=3"]) for p in problems]
 

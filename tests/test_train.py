@@ -16,17 +16,8 @@ import torch
 import train
 from train import Config, main, run
 
-TINY = {
-    "numbers": 3,
-    "layers": 1,
-    "heads": 2,
-    "width": 16,
-    "base_steps": 20,
-    "base_batch": 32,
-    "problems": 8,
-    "group": 4,
-}
-TINY |= {"demos": 64, "validation": 32, "test": 32, "steps": 10, "eval_every": 5, "hint_steps": 8, "warmup": 3}
+TINY = dict(numbers=3, layers=1, width=16, base_steps=8, problems=8, group=4, demos=64, validation=32, test=32)
+TINY |= dict(steps=10, eval_every=5, hint_steps=8, warmup=3)
 ROOT = Path(__file__).parent.parent
 
 
@@ -115,7 +106,7 @@ def test_sft_samples_nothing_and_rft_reads_no_demonstration(tiny):
 def test_it_learns(cache):
     """Everything above may hold of a step that does not learn: two numbers, one equation, problems never trained on."""
     cfg = Config(
-        numbers=2, high=50, low=1, width=32, heads=2, base_steps=150, base_batch=128, demos=400, validation=150, test=0,
+        numbers=2, high=50, low=1, width=32, base_steps=150, demos=400, validation=150, test=0,
         problems=32, group=4, steps=100, hint_steps=50, hint_coef=0.1, lr=3e-3, eval_every=100, cache=cache,
     )  # fmt: skip
     for method in ("uft", "sft"):
@@ -157,7 +148,7 @@ def test_list(capsys):
         (["--lr", "nan"], "--lr nan: expected a number"),
         (["--mix", "1.5"], "--mix 1.5: expected a number from 0 to 1"),
         (["--high", "60"], "2 <= --high <= --limit"),
-        (["--width", "50"], "--width 50: expected a multiple of 2 x --heads 4"),
+        (["--width", "50"], "--width 50: expected a multiple of 16"),
         (["--problems", "2000"], "--problems 2000: the pool has only --demos 1024"),
         (["--resume", "nowhere"], "--resume nowhere: no run there"),
         (["--resume", "nowhere", "--lr", "1"], "--lr cannot change in a resumed run"),
