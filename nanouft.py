@@ -1,26 +1,32 @@
-"""Unified fine-tuning: one step and one table.
+r"""Unified fine-tuning: one step and one table.
 
 For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units u (countdown: one equation each):
 
     row i  =  x  +  u_1..u_l      +  a suffix sampled from the policy
-              \\__/   \\_______/       \\______________________________/
-             ignored  coefficient c   advantage A_i of the row, clipped ratio
+              \__/   \_______/       \______________________________/
+              read   coefficient c   advantage A_i of the row, clipped ratio
 
-    loss   =  - 1/Z [ sum over hint tokens    c * log pi(token)
-                    + sum over suffix tokens  min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * entropy ]
+    loss   =  - 1/Z ( sum over hint tokens    c * log pi(token)
+                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * H ] )
 
-l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). Everything between them is a
-choice of l, of c, and of when to do which: a row of METHODS, at the end of this file. Read from top to bottom.
+l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
+choice of l, of c, and of when to do which: a row of METHODS, at the end of this file. Look there first, then read down.
+
+The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before. A *rollout* samples an
+answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group* is several rows of
+one problem, and a row's *advantage* is how much better than its group it did. The *ratio* is a token's probability now
+over its probability when it was sampled; H is the entropy of the next token. Z is one constant a step: problems x group
+x longest answer.
 
 What is kept of the papers, what is not, and why:
  1. UFT (2505.16984): hints, the cosine-annealed binomial length, objective (3.3). Its one beta, for the hint's
     log-likelihood and for the KL, is two flags here, hint_coef and kl_coef: the first is needed, the second seldom.
  2. GRPO (2402.03300): advantages normalised in the group, clipped ratio, k3 estimate of the KL. Not its mean over each
-    sequence: all sums are divided by one constant Z (problems x group x longest answer), so that neither the length of
-    a hint, nor rows left out, nor the split into micro-batches changes the weight of a token.
+    sequence: with one Z, neither the length of a hint, nor rows left out, nor the split into micro-batches changes the
+    weight of a token.
  3. SASR (2505.13026): a warm-up, then a coin whose bias is a ratio of gradient norms. The paper does not tell its
     hyper-parameters: call this "SASR, hyper-parameters ours".
- 4. R3, stage and cosine are UFT's baselines; hint_only, static and mix are controls, to tell what an effect is due to.
+ 4. R3, stage and cosine are UFT's baselines, static is SASR's; hint_only and mix are controls of ours.
 """
 
 from collections.abc import Callable
@@ -47,8 +53,8 @@ class Rows:
     logp: Tensor  # (N, T) log-probability of each suffix token, when it was sampled
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward at least the demonstration's
-    share: Tensor  # (N,) rows this one's hint stands for: the group has it in common, so its first row does it for all
-    advantage: Tensor | None = None  # (N,)
+    advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
+    hint_weight: Tensor | None = None  # (N,) c. A group has its hint in common: its first row has c * G, the others 0
 
     def take(self, index: Tensor) -> "Rows":
         """Some of the rows, without the columns in which they have nothing but padding."""
@@ -88,7 +94,6 @@ def rollout(
         logp=torch.zeros(tokens.shape, device=device).scatter(1, where, logp),
         reward=reward,
         solved=reward >= torch.tensor(best, device=device).repeat_interleave(group),
-        share=torch.tensor([group] + [0] * (group - 1), device=device).repeat(len(problems)),
     )
 
 
@@ -98,7 +103,8 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
     >>> grpo_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))       # one success weighs as much as three failures
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
 
-    Where all did equally well there is nothing to compare: exactly 0, however the mean was rounded.
+    Less the mean, because "better than usual" is a far less noisy signal than "good". Where all did equally well there
+    is nothing to compare: exactly 0, however the mean was rounded.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     std = (centred.square().sum(1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
@@ -109,49 +115,54 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 # The one loss, and one optimizer step on it
 
 
-def loss_terms(model: GPT, base: GPT, rows: Rows, coef: Callable[[Tensor], Any], cfg) -> dict[str, Tensor]:
-    """Sums over the rows' tokens, not yet divided by Z: the loss of the docstring above, and what is logged beside it.
+def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
+    """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it.
 
-    With one update a batch the ratio is 1, and as a group's advantages sum to 0, so does the RL part, but for answers
-    of different lengths. Its gradient does not: progress cannot be read off the loss.
+    At ratio 1, so on the first update after sampling, the gradient of ratio * A is A * grad log pi: SFT on the model's
+    own tokens, weighted by A, and away from them where A < 0. The value says nothing then: it is near 0, since the
+    advantages of a group sum to 0.
     """
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:, None]  # column t predicts token t + 1
     hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
-    # Demonstrations are read at temperature 1, the suffix in the distribution that it was sampled from.
+    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint at 1.
     temperature = torch.where(suffix, cfg.temperature, 1.0)[:, :, None]
     distribution = F.log_softmax(model(inputs) / temperature, dim=-1)  # (N, T-1, V)
     logp = distribution.gather(-1, targets)[:, :, 0]  # (N, T-1)
 
     ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
-    free, clipped = (r * rows.advantage[:, None] for r in (ratio, ratio.clamp(1 - cfg.clip, 1 + cfg.clip)))
-    imitation = hint * rows.share[:, None] * coef(logp.detach().exp()) * logp  # UFT (3.3), the sum over h < l
-    objective = imitation + suffix * torch.minimum(free, clipped)  # GRPO (3)
+    free = ratio * rows.advantage[:, None]
+    clipped = ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * rows.advantage[:, None]
+    # The smaller of the two: no gain from moving a token's probability further than clip in the direction that A wants.
+    objective = suffix * torch.minimum(free, clipped)  # GRPO (3)
+    objective = objective + hint * rows.hint_weight[:, None] * logp  # UFT (3.3): beta log pi(a*_h | s*_h), h < l
     terms = {"clip_ratio": suffix * (clipped < free)}
     if cfg.kl_coef:
         with torch.no_grad():
             base_logp = F.log_softmax(base(inputs) / temperature, dim=-1).gather(-1, targets)[:, :, 0]
         gap = torch.where(suffix, base_logp - logp, 0.0)
-        terms["kl"] = gap.exp() - gap - 1  # GRPO (4), "k3": unbiased on what was sampled, and never negative
+        terms["kl"] = gap.exp() - gap - 1  # GRPO (4), "k3": KL(pi || base) from the sampled token alone, never negative
         objective = objective - cfg.kl_coef * terms["kl"]
     if cfg.entropy_coef:
         objective = objective - cfg.entropy_coef * suffix * (distribution.exp() * distribution).sum(-1)
     return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
 
 
-def update(model: GPT, base: GPT, optimizers: list, rows: Rows, coef: Callable, Z: int, cfg) -> dict[str, float]:
+def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, cfg) -> dict[str, float]:
     """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
     explores = rows.suffix.any(1) & ((rows.advantage != 0) | bool(cfg.kl_coef or cfg.entropy_coef))
-    imitates = rows.hint.any(1) & (rows.share > 0)
+    imitates = rows.hint.any(1) & (rows.hint_weight != 0)
     useful = (explores | imitates).nonzero()[:, 0]
-    totals = {"loss": 0.0, "grad_norm": 0.0, "trained_rows": len(useful)}
+    totals = {"trained_rows": len(useful), "loss": 0.0, "clip_ratio": 0.0, "grad_norm": 0.0}
     if len(useful) == 0:
         return totals  # nothing to learn from; momentum must not move the parameters either
+    sampled = max(int(rows.suffix[useful].sum()), 1)
     model.zero_grad()
     for part in useful.split(cfg.micro_batch):
-        terms = {name: total / Z for name, total in loss_terms(model, base, rows.take(part), coef, cfg).items()}
-        terms["loss"].backward()
-        totals |= {name: totals.get(name, 0.0) + term.item() for name, term in terms.items()}
-    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # before clipping
+        terms = loss_terms(model, base, rows.take(part), cfg)
+        (terms["loss"] / Z).backward()
+        for name, total in terms.items():
+            totals[name] = totals.get(name, 0.0) + total.item() / (Z if name == "loss" else sampled)
+    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # as it was before clipping
     for name in ("loss", "grad_norm"):
         if not np.isfinite(totals[name]):
             raise FloatingPointError(f"the {name} is {totals[name]}: try a smaller --lr, or resume the last checkpoint")
@@ -161,21 +172,21 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, coef: Callable, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a method decides
+# What a method decides in each step. Docstrings are cells of the table that `python train.py --list` prints.
 
 
 @dataclass
 class Step:
-    """What it may look at when it does."""
+    """What it may look at."""
 
     t: int  # steps so far
-    cfg: Any
+    cfg: Any  # train.Config
     rng: np.random.Generator
-    switch: dict = field(default_factory=dict)  # what a gate remembers from step to step; part of the checkpoint
-    units: np.ndarray | None = None  # (P,) L, the units in each demonstration
+    memory: dict = field(default_factory=dict)  # what a gate remembers from step to step; part of the checkpoint
+    units: np.ndarray | None = None  # (P,) L, the units in each problem's demonstration
 
 
-# Hint lengths l: Step -> (P,) units. One for each problem: a group shares its hint.
+# How long a hint is: Step -> (P,) units. One length for each problem: a group shares its hint.
 
 
 def none(s: Step) -> np.ndarray:
@@ -193,31 +204,18 @@ def anneal(t: int, T_hint: int, low: float, high: float) -> float:
     return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))
 
 
-def annealed(s: Step) -> np.ndarray:
+def cosine(s: Step) -> np.ndarray:
     """Binomial(L, p(t)); 0 from T_hint on"""
     p = anneal(s.t, s.cfg.hint_steps, s.cfg.hint_low, s.cfg.hint_high) if s.t < s.cfg.hint_steps else 0.0
     return s.rng.binomial(s.units, p)
 
 
-def staged(s: Step) -> np.ndarray:
+def stages(s: Step) -> np.ndarray:
     """L-1, L-2, ... 1, equally long; 0 from T_hint on"""
-    return s.units - 1 - s.t * (s.units - 1) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else none(s)
+    return s.units - 1 - (s.t * (s.units - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else none(s)
 
 
-# Coefficients c on hint tokens: (Step, the policy's probability of each) -> number or tensor, without gradient.
-
-
-def zero(s: Step, p: Tensor) -> float:
-    """0"""
-    return 0.0
-
-
-def beta(s: Step, p: Tensor) -> float:
-    """hint_coef"""
-    return s.cfg.hint_coef
-
-
-# Gates: Step -> bool, "this step is supervised": l = L and c = 1, whatever the row's other cells say.
+# Gates: Step -> is this step supervised? If so, l = L and c = 1, whatever the method does otherwise.
 
 
 def never(s: Step) -> bool:
@@ -230,29 +228,30 @@ def always(s: Step) -> bool:
     return True
 
 
-def warmup(s: Step) -> bool:
+def first(s: Step) -> bool:
     """t < warmup"""
     return s.t < s.cfg.warmup
 
 
 def alternate(s: Step) -> bool:
     """t < warmup, then every second step"""
-    return warmup(s) or s.t % 2 == 0
+    return first(s) or s.t % 2 == 0
 
 
 def coin(s: Step) -> bool:
     """t < warmup, then with probability mix"""
-    return warmup(s) or s.rng.random() < s.cfg.mix
+    return first(s) or s.rng.random() < s.cfg.mix
 
 
 def gradient_norm(s: Step) -> bool:
-    """t < warmup, then with probability G / (G + gamma G_warmup)"""
-    if warmup(s):
+    """t < warmup, then with probability g / (g + gamma g_warmup)"""
+    if first(s):
         return True
-    # L_SFT = H(p*) + KL(p* || pi): a large gradient means far from the demonstrations. A small one means nothing, and
-    # the norm is only seen on supervised steps: between them the switch cannot notice how far RL has drifted.
-    s.switch["p_sft"] = s.switch["G"] / (s.switch["G"] + s.cfg.gamma * s.switch["G_warmup"])
-    return s.rng.random() < s.switch["p_sft"]
+    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. The SFT loss is the
+    # demonstrations' entropy + KL(demonstrations || pi), so a large gradient means that pi is far from them. A small
+    # one means nothing, and between supervised steps the switch cannot notice how far RL has drifted.
+    s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
+    return s.rng.random() < s.memory["p_sft"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,21 +262,21 @@ def gradient_norm(s: Step) -> bool:
 class Method:
     paper: str
     hint: Callable[[Step], np.ndarray] = none  # l
-    coef: Callable[[Step, Tensor], Any] = zero  # c
-    rl: float = 1.0  # factor on A
+    imitate: bool = False  # c on hint tokens: hint_coef, or 0
+    reinforce: bool = True  # A on suffix tokens: group-normalised, or 0
     supervised: Callable[[Step], bool] = never
 
 
 METHODS = {
     "sft": Method("-", supervised=always),
     "rft": Method("GRPO 2402.03300"),
-    "sft_rft": Method("-", supervised=warmup),
+    "sft_rft": Method("-", supervised=first),
     "r3": Method("R3 2402.05808", hint=uniform),
-    "stage": Method("R3 2402.05808", hint=staged),
-    "cosine": Method("UFT 2505.16984, ablation", hint=annealed),
-    "hint_only": Method("control", hint=annealed, coef=beta, rl=0.0),
-    "uft": Method("UFT 2505.16984", hint=annealed, coef=beta),
-    "uft_uniform": Method("UFT 2505.16984, theorem 4.3", hint=uniform, coef=beta),
+    "stage": Method("R3 2402.05808", hint=stages),
+    "cosine": Method("UFT 2505.16984, baseline", hint=cosine),
+    "hint_only": Method("control", hint=cosine, imitate=True, reinforce=False),
+    "uft": Method("UFT 2505.16984", hint=cosine, imitate=True),
+    "uft_uniform": Method("UFT 2505.16984, theorem 4.3", hint=uniform, imitate=True),
     "sasr": Method("SASR 2505.13026", supervised=gradient_norm),
     "static": Method("SASR 2505.13026, baseline", supervised=alternate),
     "mix": Method("control", supervised=coin),
@@ -294,37 +293,37 @@ def train_step(
     hints = s.units if supervised else method.hint(s)
     rows = rollout(model, task, problems, hints, G, cfg.temperature, generator)
     rewards = rows.reward.view(P, G)
-    rows.advantage = method.rl * grpo_advantages(rewards).flatten()
-    rows.share *= supervised or method.coef is not zero  # no coefficient, no rows to read for it
-    coef = (lambda p: 1.0) if supervised else (lambda p: method.coef(s, p))
-    for _ in range(cfg.updates):
-        totals = update(model, base, optimizers, rows, coef, P * G * task.answer_tokens, cfg)
+    # Behind a full hint nothing is sampled and a group's rewards are equal: no suffix and A = 0, so nothing but SFT.
+    rows.advantage = method.reinforce * grpo_advantages(rewards).flatten()
+    c = 1.0 if supervised else cfg.hint_coef * method.imitate
+    rows.hint_weight = c * G * (torch.arange(P * G, device=rows.tokens.device) % G == 0)
+    updates = [update(model, base, optimizers, rows, P * G * task.answer_tokens, cfg) for _ in range(cfg.updates)]
     if supervised:
-        s.switch |= {"G": totals["grad_norm"]} | ({"G_warmup": totals["grad_norm"]} if warmup(s) else {})
+        norm = updates[0]["grad_norm"]
+        s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
 
     explored, sampled = rows.suffix.any(1), int(rows.suffix.sum())
-    seen = {  # of what was sampled; a step of full hints samples nothing
-        "entropy": -rows.logp[rows.suffix].mean().item(),
-        "completion_length": sampled / int(explored.sum()),
-        "explored_solved": rows.solved[explored].float().mean().item(),
-    } if sampled else {}  # fmt: skip
-    return totals | seen | {
+    metrics = updates[-1] | {
         "reward": rewards.mean().item(),
         "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
         "hint_share": float(np.mean(hints / s.units)),
         "supervised": int(supervised),
-        "p_sft": s.switch.get("p_sft"),
         "rollouts": int(explored.sum()),
         "sampled_tokens": sampled,
-        "demo_tokens": int(rows.hint[rows.share > 0].sum()),
-    }  # fmt: skip
+        "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
+    }
+    if sampled:
+        metrics["entropy"] = -rows.logp[rows.suffix].mean().item()
+        metrics["completion_length"] = sampled / metrics["rollouts"]
+        metrics["explored_solved"] = rows.solved[explored].float().mean().item()
+    return metrics | {name: x for name, x in s.memory.items() if name == "p_sft"}
 
 
 def methods_table() -> str:
     """The README's table of methods, out of the code itself."""
-    lines = [["method", "paper", "hint length l", "c on hint tokens", "advantage A", "supervised (l = L, c = 1)"]]
+    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "supervised step (l = L, c = 1)"]]
     lines += [["---"] * len(lines[0])]
     for name, m in METHODS.items():
-        advantage = "(r - mean) / std" if m.rl else "0"
-        lines += [[f"`{name}`", m.paper, m.hint.__doc__, m.coef.__doc__, advantage, m.supervised.__doc__]]
+        weights = ["hint_coef" if m.imitate else "0", "(r - mean) / std" if m.reinforce else "0"]
+        lines += [[f"`{name}`", m.paper, m.hint.__doc__, *weights, m.supervised.__doc__]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -196,7 +196,7 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
     model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))  # best: at its best validation
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
     parts = {"model": model, "best": best, "optimizer": optimizer}
-    state, metrics = {"step": 0, "switch": {}, "chosen_step": 0, "chosen_accuracy": -1.0}, []
+    state, metrics = {"step": 0, "memory": {}, "chosen_step": 0, "chosen_accuracy": -1.0}, []
     if resume and (out / "checkpoint.pt").exists():
         saved = load(out / "checkpoint.pt")
         if differ := [n for n, v in asdict(cfg).items() if n not in MAY_CHANGE and saved["config"].get(n) != v]:
@@ -223,7 +223,7 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
             clock = time.perf_counter()
             rng, generator = randomness(cfg, 0, t)
             problems = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=False)]
-            step = Step(t, cfg, rng, state["switch"])
+            step = Step(t, cfg, rng, state["memory"])
             record = train_step(method, model, base, [optimizer], task, problems, step, generator)
             record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
             record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}

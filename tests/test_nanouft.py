@@ -59,10 +59,10 @@ class Keep:
 
 
 def gradient(
-    method: Method, model: GPT, task, problems, t: int = 0, switch=None, seed: int = 0, **settings
+    method: Method, model: GPT, task, problems, t: int = 0, memory=None, seed: int = 0, **settings
 ) -> torch.Tensor:
     keep = Keep(model)
-    step = Step(t, replace(CFG, **settings), np.random.default_rng(seed), switch or {})
+    step = Step(t, replace(CFG, **settings), np.random.default_rng(seed), memory or {})
     generator = torch.Generator().manual_seed(seed)
     train_step(method, model, copy.deepcopy(model), [keep], task, problems, step, generator)
     return keep.gradient
@@ -110,8 +110,8 @@ def rows_by_hand() -> Rows:
         logp=torch.tensor([[0, 0, -1.0, -2.0], [0, -0.5, -1.5, 0]], dtype=torch.float64),
         reward=torch.tensor([1.0, 0.0]),
         solved=torch.tensor([yes, no]),
-        share=torch.tensor([2, 0]),
         advantage=torch.tensor([0.7, -0.7], dtype=torch.float64),
+        hint_weight=torch.tensor([0.6, 0.0], dtype=torch.float64),
     )
 
 
@@ -120,7 +120,7 @@ def test_loss_and_gradient_by_hand(temperature):
     """Any slip in the objective: sign, mask, ratio, clipping side, temperature, k3, entropy, the hint's share."""
     model, base = Unigram([0.3, -0.2, 0.1]), Unigram([0.0, 0.5, -0.5])
     cfg = replace(CFG, kl_coef=0.05, entropy_coef=0.02, temperature=temperature, clip=0.2)
-    terms = loss_terms(model, base, rows_by_hand(), lambda p: 0.3 * p, cfg)
+    terms = loss_terms(model, base, rows_by_hand(), cfg)
     terms["loss"].backward()
 
     def by_hand(logits: np.ndarray) -> tuple[float, float, int]:
@@ -129,8 +129,7 @@ def test_loss_and_gradient_by_hand(temperature):
 
         hint_logp = log_softmax(logits)[1]
         hot, hot_base = log_softmax(logits / temperature), log_softmax(base.logits.detach().numpy() / temperature)
-        p_hint = np.exp(log_softmax(np.array([0.3, -0.2, 0.1]))[1])  # the coefficient carries no gradient
-        objective, kl, clips = 2 * 0.3 * p_hint * hint_logp, 0.0, 0
+        objective, kl, clips = 0.6 * hint_logp, 0.0, 0
         for token, old, A in ((2, -1.0, 0.7), (0, -2.0, 0.7), (1, -0.5, -0.7), (2, -1.5, -0.7)):
             ratio = np.exp(hot[token] - old)
             clipped = min(max(ratio, 0.8), 1.2)
@@ -162,8 +161,8 @@ def test_stop_token_has_gradient_and_padding_has_none(task, model, problems):
         def forward(self, tokens):
             return logits.expand(*tokens.shape, task.vocab)
 
-    rows.advantage = torch.ones(24)
-    loss_terms(Flat(), None, rows, lambda p: 1.0, CFG)["loss"].backward()
+    rows.advantage = rows.hint_weight = torch.ones(24)
+    loss_terms(Flat(), None, rows, CFG)["loss"].backward()
     pushed_up = logits.grad[0, 0] < 0
     assert pushed_up[task.end] and not pushed_up[task.pad]
 
@@ -186,8 +185,8 @@ def test_rows_without_weight_change_nothing(task, model, problems):
 def test_first_update_has_ratio_one_and_later_ones_clip(task, problems, model):
     """Old log-probabilities replaced by new ones, so that nothing ever clips; or a ratio that does not start at 1."""
     rows = rollout(model, task, problems, np.zeros(6, int), 4, 1.0, torch.Generator().manual_seed(0))
-    rows.advantage = grpo_advantages(rows.reward.view(6, 4)).flatten()
-    terms = loss_terms(model, model, rows, lambda p: 0.0, CFG)
+    rows.advantage, rows.hint_weight = grpo_advantages(rows.reward.view(6, 4)).flatten(), torch.zeros(24)
+    terms = loss_terms(model, model, rows, CFG)
     # At ratio 1 the value is sum of A_i x length_i, 0 were all answers equally long; the gradient is not 0.
     assert terms["loss"].item() == pytest.approx(-(rows.advantage * rows.suffix.sum(1)).sum().item(), abs=1e-4)
     assert terms["clip_ratio"] == 0 and gradient(METHODS["rft"], model, task, problems).norm() > 1e-3
@@ -204,11 +203,11 @@ def test_loss_that_is_not_finite_stops_before_the_parameters_move(task, model, p
     """A NaN written into the weights, and then into the checkpoint."""
     broken = copy.deepcopy(model)
     rows = rollout(broken, task, problems, np.full(6, 2), 4)
-    rows.advantage = torch.zeros(24)
+    rows.advantage, rows.hint_weight = torch.zeros(24), torch.full((24,), float("nan"))
     before = {n: p.clone() for n, p in broken.named_parameters()}
     optimizer = torch.optim.AdamW(broken.parameters())
     with pytest.raises(FloatingPointError, match="loss is nan: try a smaller --lr"):
-        update(broken, broken, [optimizer], rows, lambda p: float("nan"), 1, CFG)
+        update(broken, broken, [optimizer], rows, 1, CFG)
     assert all((before[n] == p).all() for n, p in broken.named_parameters())
 
 
@@ -251,8 +250,8 @@ def test_sft_is_the_mean_negative_log_likelihood(task, model, problems):
 @pytest.mark.parametrize(("G", "same_as"), [(1e30, "sft"), (0.0, "rft")])
 def test_sasr_at_its_ends_is_sft_or_grpo(task, model, problems, G, same_as):
     """p_t = 1 and p_t = 0."""
-    switch = {"G": G, "G_warmup": 1.0}
-    ours = gradient(METHODS["sasr"], model, task, problems, t=CFG.warmup, switch=switch)
+    memory = {"g": G, "g_warmup": 1.0}
+    ours = gradient(METHODS["sasr"], model, task, problems, t=CFG.warmup, memory=memory)
     assert torch.allclose(ours, gradient(METHODS[same_as], model, task, problems), atol=1e-7)
 
 
@@ -284,27 +283,27 @@ def test_realised_hint_lengths_follow_the_schedule():
     assert np.bincount(lengths("r3", 99), minlength=6) == pytest.approx(np.full(6, 4000 / 6), rel=0.15)
 
 
-def test_sasr_probability_and_what_its_switch_remembers(task, model, problems):
+def test_sasr_probability_and_what_its_memory_holds(task, model, problems):
     """G taken after clipping, updated by RL steps, or a warm-up that is not frozen."""
     step = Step(1, CFG, np.random.default_rng(0), {})
     metrics = train_step(METHODS["sasr"], model, model, [Keep(model)], task, problems, step, None)
-    assert metrics["supervised"] == 1 and step.switch == {"G": metrics["grad_norm"], "G_warmup": metrics["grad_norm"]}
+    assert metrics["supervised"] == 1 and step.memory == {"g": metrics["grad_norm"], "g_warmup": metrics["grad_norm"]}
     assert metrics["grad_norm"] > 0.01
     kinds = set()
     for t in range(2, 40):
-        before = dict(step.switch)
+        before = dict(step.memory)
         step.t, step.cfg = t, replace(CFG, gamma=0.7)
         metrics = train_step(METHODS["sasr"], model, model, [Keep(model)], task, problems[t % 6 :], step, None)
-        assert metrics["p_sft"] == pytest.approx(before["G"] / (before["G"] + 0.7 * before["G_warmup"]))
-        assert step.switch["G_warmup"] == before["G_warmup"]
-        assert step.switch["G"] == (metrics["grad_norm"] if metrics["supervised"] else before["G"])
+        assert metrics["p_sft"] == pytest.approx(before["g"] / (before["g"] + 0.7 * before["g_warmup"]))
+        assert step.memory["g_warmup"] == before["g_warmup"]
+        assert step.memory["g"] == (metrics["grad_norm"] if metrics["supervised"] else before["g"])
         kinds.add(metrics["supervised"])
     assert kinds == {0, 1}
 
 
 def supervised_share(name: str, steps: int = 2000, **settings) -> float:
     gate, rng = METHODS[name].supervised, np.random.default_rng(0)
-    return np.mean([gate(Step(t, replace(CFG, **settings), rng, {"G": 1.0, "G_warmup": 1.0})) for t in range(2, steps)])
+    return np.mean([gate(Step(t, replace(CFG, **settings), rng, {"g": 1.0, "g_warmup": 1.0})) for t in range(2, steps)])
 
 
 def test_gates_open_as_often_as_they_say():
