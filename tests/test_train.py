@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train
+from nanouft import methods_table
 from train import Config, main, run
 
 TINY = dict(numbers=3, layers=1, width=16, base_steps=8, problems=8, group=4, demos=64, validation=32, test=32)
@@ -106,12 +107,12 @@ def test_sft_samples_nothing_and_rft_reads_no_demonstration(tiny):
 def test_it_learns(cache):
     """Everything above may hold of a step that does not learn: two numbers, one equation, problems never trained on."""
     cfg = Config(
-        numbers=2, high=50, low=1, width=32, base_steps=150, demos=400, validation=150, test=0,
-        problems=32, group=4, steps=100, hint_steps=50, hint_coef=0.1, lr=3e-3, eval_every=100, cache=cache,
+        numbers=2, high=50, low=1, width=32, base_steps=100, demos=400, validation=150, test=0, problems=32, group=4,
+        steps=120, hint_steps=110, hint_coef=1.0, lr=3e-3, eval_every=120, cache=cache,
     )  # fmt: skip
     for method in ("uft", "sft"):
         metrics = run(replace(cfg, method=method))
-        assert metrics[-1]["accuracy"] > metrics[0]["accuracy"] + 0.15
+        assert metrics[-1]["accuracy"] > metrics[0]["accuracy"] + 0.2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,3 +230,7 @@ def test_errors_have_a_status_and_no_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--method", "dpo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("nanouft: --method dpo") and done.stderr.count("\n") == 1
+
+
+def test_readme_has_the_table_that_the_code_prints():
+    assert methods_table() in (ROOT / "README.md").read_text()

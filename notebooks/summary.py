@@ -1,0 +1,75 @@
+"""Several seeds of the main job in one table and one figure: mean +- standard deviation, paired t-intervals, bands.
+
+for s in 0 1 2 3 4; do python train.py --seed $s; done
+python notebooks/summary.py out/countdown-seed*
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
+COLUMNS = ["test", "test_chosen", "unseen", "pass@8", "rollouts", "sampled_tokens", "demo_tokens", "seconds"]
+
+
+def read(folders: list[Path]) -> dict[str, list[list[dict]]]:
+    """{method: [the metrics of each seed]}, only methods that every folder holds, the best test accuracy last."""
+    names = set.intersection(*({p.parent.name for p in f.glob("*/metrics.jsonl")} for f in folders))
+    runs = {m: [[json.loads(x) for x in (f / m / "metrics.jsonl").open()] for f in folders] for m in names}
+    return dict(sorted(runs.items(), key=lambda run: np.mean([m[-1]["test"] for m in run[1]])))
+
+
+def paired(better: np.ndarray, worse: np.ndarray) -> str:
+    gap = 100 * (better - worse)
+    half = T975[len(gap) - 1] * gap.std(ddof=1) / len(gap) ** 0.5
+    return f"{gap.mean():+.1f} points, 95 % t-interval {gap.mean() - half:+.1f} .. {gap.mean() + half:+.1f}"
+
+
+def draw(runs: dict[str, list[list[dict]]], path: Path) -> None:
+    """Mean over seeds, with a band from the lowest to the highest."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (name, seeds) in reversed(list(enumerate(runs.items()))):
+        steps = [m["step"] for m in seeds[0] if "evaluated" in m]
+        accuracy = np.array([[100 * m["accuracy"] for m in ms if "evaluated" in m] for ms in seeds])
+        left.plot(steps, accuracy.mean(0), label=name, color=f"C{i}")
+        left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=f"C{i}", alpha=0.15, lw=0)
+        solved = np.array([[100 * m.get("explored_solved", np.nan) for m in ms[1:]] for ms in seeds])
+        blocks = solved[:, : solved.shape[1] // 25 * 25].reshape(len(seeds), -1, 25)  # 25 steps each
+        share = [np.nanmean(b) if np.isfinite(b).any() else np.nan for b in blocks.swapaxes(0, 1)]
+        right.plot(25 * np.arange(len(share)) + 12.5, share, color=f"C{i}")
+    left.legend(frameon=False)
+    left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%", ylim=(0, None))
+    right.set(title="explored rollouts that end in a solution", xlabel="step", ylabel="%", ylim=(0, None))
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main(folders: list[Path]) -> None:
+    runs = read(folders)
+    draw(runs, Path(__file__).parent / "figures" / "countdown.png")
+    last = {name: [m[-1] for m in seeds] for name, seeds in runs.items()}
+    base = [{c: m.get(f"{c}_base", np.nan) for c in COLUMNS} for m in next(iter(last.values()))]
+    print("| method | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
+    for name, seeds in {"base": base, **last}.items():
+        cells = []
+        for c in COLUMNS:
+            values = np.array([m[c] for m in seeds], float)
+            share = f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
+            cells.append("" if np.isnan(values).any() else share if c in COLUMNS[:4] else f"{values.mean():,.0f}")
+        print(f"| `{name}` | " + " | ".join(cells) + " |")
+    score = {name: np.array([m["test"] for m in seeds]) for name, seeds in last.items()}
+    score["sft"] = np.array([m["test_chosen"] for m in last["sft"]])  # SFT overfits: its best-validation checkpoint
+    print()
+    for other in [name for name in score if name != "uft"]:
+        print(f"uft - {other:8s} {paired(score['uft'], score[other])}")
+    print(
+        f"uft - the better of sft and rft, seed by seed: {paired(score['uft'], np.maximum(score['sft'], score['rft']))}"
+    )
+
+
+if __name__ == "__main__":
+    main([Path(p) for p in sys.argv[1:]])
