@@ -153,8 +153,10 @@ class Countdown(Task):
         return (*sorted(problem.numbers), problem.target)
 
     def reward(self, problem: Problem, answer: str) -> float:
-        equations = [parse_equation(line) for line in answer[: self.LONGEST + 1].split("\n")]
-        if len(answer) > self.LONGEST or len(equations) != len(problem.numbers) - 1 or None in equations:
+        if len(answer) > self.LONGEST:
+            return 0.0
+        equations = [parse_equation(line) for line in answer.split("\n")]
+        if len(equations) != len(problem.numbers) - 1 or None in equations:
             return 0.0
         left = list(problem.numbers)
         for a, op, b, result in equations:

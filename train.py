@@ -37,7 +37,7 @@ class Config:
     task: str = flag("countdown", "the task", names=TASKS)
     method: str = flag("uft", "the method", names=METHODS)
     seed: int = flag(0, "drives everything: problems, weights, samples, hints, coins")
-    steps: int = flag(600, "steps; each draws a batch of problems", 1)
+    steps: int = flag(700, "steps; each draws a batch of problems", 1)
     device: str = flag("auto", "where to run", names=("auto", "cpu", "cuda", "mps"))
     out: str = flag("", "folder to write to (command line: out/TASK-seedN; from Python: nothing is written)")
     cache: str = flag("out/base", "folder of trained base models")
@@ -66,14 +66,14 @@ class Config:
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     micro_batch: int = flag(512, "rows in one forward pass: memory, not the gradient, depends on it", 1)
     # hints and switches
-    hint_coef: float = flag(0.01, "the coefficient on the hint's log-likelihood, the paper's beta")
-    hint_steps: int = flag(360, "T_hint: no hints from this step on")
+    hint_coef: float = flag(0.1, "the coefficient on the hint's log-likelihood, the paper's beta")
+    hint_steps: int = flag(420, "T_hint: no hints from this step on")
     hint_low: float = flag(0.05, "p(t) at the end of the hints", 0, 1)
     hint_high: float = flag(0.95, "p(t) at the start", 0, 1)
-    warmup: int = flag(100, "supervised steps that sft_rft, sasr, static and mix start with", 1)
+    warmup: int = flag(350, "supervised steps that sft_rft, sasr, static and mix start with", 1)
     gamma: float = flag(1.0, "SASR: factor on the warm-up's gradient norm")
     mix: float = flag(0.5, "mix: probability of a supervised step", 0, 1)
-    eval_every: int = flag(25, "steps between validations; each writes a checkpoint", 1)
+    eval_every: int = flag(50, "steps between validations; each writes a checkpoint", 1)
 
 
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job

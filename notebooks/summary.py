@@ -66,9 +66,8 @@ def main(folders: list[Path]) -> None:
     print()
     for other in [name for name in score if name != "uft"]:
         print(f"uft - {other:8s} {paired(score['uft'], score[other])}")
-    print(
-        f"uft - the better of sft and rft, seed by seed: {paired(score['uft'], np.maximum(score['sft'], score['rft']))}"
-    )
+    best = np.maximum(score["sft"], score["rft"])  # seed by seed
+    print(f"uft - the better of sft and rft: {paired(score['uft'], best)}")
 
 
 if __name__ == "__main__":

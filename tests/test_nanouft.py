@@ -247,6 +247,14 @@ def test_sft_is_the_mean_negative_log_likelihood(task, model, problems):
     assert torch.allclose(gradient(METHODS["sft"], model, task, problems), by_hand, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["r3", "stage", "cosine"])
+def test_hints_alone_teach_nothing(task, model, problems, name):
+    """UFT's baselines are given hints but not trained on them; hint_only is trained on nothing else."""
+    silent = gradient(replace(METHODS[name], reinforce=False), model, task, problems)
+    assert silent.numel() == 0  # no row was of use, no step was made
+    assert gradient(METHODS["hint_only"], model, task, problems, t=2).norm() > 1e-3
+
+
 @pytest.mark.parametrize(("G", "same_as"), [(1e30, "sft"), (0.0, "rft")])
 def test_sasr_at_its_ends_is_sft_or_grpo(task, model, problems, G, same_as):
     """p_t = 1 and p_t = 0."""
