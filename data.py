@@ -34,12 +34,7 @@ class Task:
     """
 
     SIGNS = ["\n", " ", " -> ", "+", "-", "*", "/", "="]
-    SHARES = {
-        "pool": range(60),
-        "validation": range(60, 70),
-        "test": range(70, 100),
-        "unseen": range(100),
-    }  # hundredths
+    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100), "unseen": (0, 100)}  # percent of all problems
 
     def __init__(self, largest: int):
         words = self.SIGNS + [str(n) for n in range(max(largest, 9) + 1)]
@@ -70,16 +65,15 @@ class Task:
     def split(self, name: str, size: int, seed: int) -> list[Problem]:
         """`size` different problems. A problem's key alone decides which split it is in, whatever the seed; 'unseen' is
         what lies outside the training distribution, so it shares nothing with the others anyhow."""
-        rng, found = np.random.default_rng([seed, *name.encode()]), {}
+        rng, found, (first, end) = np.random.default_rng([seed, *name.encode()]), {}, self.SHARES[name]
         for _ in range(50 * size + 10_000):
-            problem = self.problem(rng, unseen=name == "unseen")
-            key = self.key(problem)
-            if zlib.crc32(repr(key).encode()) % 100 in self.SHARES[name]:
-                found.setdefault(key, problem)
             if len(found) == size:
                 return list(found.values())
+            problem = self.problem(rng, unseen=name == "unseen")
+            if first <= zlib.crc32(repr(self.key(problem)).encode()) % 100 < end:
+                found.setdefault(self.key(problem), problem)
         raise ValueError(
-            f"this task has about {len(found)} different {name} problems, not {size}: widen it, or ask for less"
+            f"about {len(found)} different {name} problems exist, not {size}: ask for less, or widen the task"
         )
 
 
@@ -94,25 +88,28 @@ class Countdown(Task):
 
     def __init__(self, numbers: int = 4, high: int = 10, limit: int = 50, low: int = 10, unseen: int = 7):
         """`numbers` of them in 1..high, results up to `limit`, targets from `low`; `unseen`: see Task.split."""
-        if not (2 <= numbers <= 6 and 2 <= high <= limit and 1 <= low <= limit):
-            raise ValueError("countdown needs 2 to 6 --numbers, 2 <= --high <= --limit and 1 <= --low <= --limit")
+        if not (2 <= numbers <= 6 and 1 <= unseen <= high <= limit and 1 <= low <= limit):
+            raise ValueError(
+                "countdown needs 2 to 6 --numbers, 1 <= --unseen <= --high <= --limit, 1 <= --low <= --limit"
+            )
         super().__init__(limit)
         self.numbers, self.high, self.limit, self.low, self.unseen = numbers, high, limit, low, unseen
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
 
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
-        """Numbers, the target that random play reached from them, and that play as the demonstration."""
-        while True:
+    def problem(self, rng: np.random.Generator, unseen: bool | None = False) -> Problem:
+        """Numbers, the target that random play reached from them, and that play as the demonstration. None: with or
+        without the unseen number."""
+        for _ in range(10_000):
             numbers = self.draw(rng)
             equations, target = self.play(numbers, rng)
-            if target >= self.low and (self.unseen in numbers) == unseen:
+            if target >= self.low and unseen in (None, self.unseen in numbers):
                 return self.pose(numbers, target, equations)
+        raise ValueError(f"random play hardly ever reaches --low {self.low}: lower it, or raise --high or --numbers")
 
     def random_play(self, rng: np.random.Generator) -> Problem:
         """What a base model learns from: legal play, and a target that has nothing to do with it."""
-        numbers, target = self.draw(rng), 0
-        while target < self.low:
-            _, target = self.play(self.draw(rng), rng)
+        numbers = self.draw(rng)
+        target = self.problem(rng, unseen=None).target
         return self.pose(numbers, target, self.play(numbers, rng)[0])
 
     def draw(self, rng: np.random.Generator) -> list[int]:
@@ -140,10 +137,8 @@ class Countdown(Task):
         """A user's own problem, like "3 7 9 5 -> 49"."""
         left, _, right = text.partition("->")
         numbers, target = left.split(), right.split()
-        if not all(map(is_number, numbers + target)) or not 2 <= len(numbers) <= 6 or len(target) != 1:
-            raise ValueError(
-                f"cannot read {text[:60]!r}: expected 2 to 6 whole numbers and a target, like '3 7 9 5 -> 49'"
-            )
+        if not all(map(is_number, numbers + target)) or len(numbers) != self.numbers or len(target) != 1:
+            raise ValueError(f"cannot read {text[:60]!r}: expected {self.numbers} whole numbers, -> and a target")
         if too_large := [n for n in numbers + target if len(n) > 9 or int(n) > self.limit]:
             raise ValueError(f"{too_large[0][:60]} is too large: this model's words end at {self.limit} (--limit)")
         return self.pose([int(n) for n in numbers], int(target[0]), [])

@@ -6,6 +6,7 @@ is tied to the input embedding, so a checkpoint can leave for other engines unch
     B rows   T tokens   C width   H heads   D = C / H   V vocabulary
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -110,14 +111,7 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
 
 @torch.no_grad()
 def sample(
-    model: GPT,
-    prefixes: list[list[int]],
-    n: int,
-    limits: list[int],
-    stop: int,
-    pad: int,
-    temperature=1.0,
-    generator=None,
+    model: GPT, prefixes: list, n: int, limits: list, stop: int, pad: int, temperature=1.0, generator=None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Continue each prefix `n` times, independently, until `stop` or until prefix i has limits[i] new tokens.
 
@@ -160,16 +154,19 @@ def sample(
 def save(path: Path, content: dict) -> None:
     """All or nothing: whoever dies while writing leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"format": FORMAT} | content, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    torch.save({"format": FORMAT} | content, temporary)
+    temporary.replace(path)
 
 
 def load(path: Path) -> dict:
     """A checkpoint of ours, or a sentence about why not."""
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}: train first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        assert content["format"] == FORMAT
-        return content
-    except Exception:  # what a broken file raises depends on where it is broken
-        why = "damaged, or of another version: delete it" if path.exists() else "not there: train first"
-        raise ValueError(f"the checkpoint {path} is {why}") from None
+    except Exception as error:  # what a broken file raises depends on where it is broken
+        raise ValueError(f"the checkpoint {path} is damaged ({type(error).__name__}): delete it") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this version of nanouft: delete it, or use the version it is of")
+    return content

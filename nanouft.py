@@ -147,8 +147,9 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
 
 
-def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, cfg) -> dict[str, float]:
+def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, s: "Step") -> dict[str, float]:
     """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
+    cfg = s.cfg
     explores = rows.suffix.any(1) & ((rows.advantage != 0) | bool(cfg.kl_coef or cfg.entropy_coef))
     imitates = rows.hint.any(1) & (rows.hint_weight != 0)
     useful = (explores | imitates).nonzero()[:, 0]
@@ -165,7 +166,7 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, cfg) -> 
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # as it was before clipping
     for name in ("loss", "grad_norm"):
         if not np.isfinite(totals[name]):
-            raise FloatingPointError(f"the {name} is {totals[name]}: try a smaller --lr, or resume the last checkpoint")
+            raise FloatingPointError(f"step {s.t + 1}: the {name} is {totals[name]}; start again with a smaller --lr")
     for optimizer in optimizers:
         optimizer.step()
     return totals
@@ -297,7 +298,7 @@ def train_step(
     rows.advantage = method.reinforce * grpo_advantages(rewards).flatten()
     c = 1.0 if supervised else cfg.hint_coef * method.imitate
     rows.hint_weight = c * G * (torch.arange(P * G, device=rows.tokens.device) % G == 0)
-    updates = [update(model, base, optimizers, rows, P * G * task.answer_tokens, cfg) for _ in range(cfg.updates)]
+    updates = [update(model, base, optimizers, rows, P * G * task.answer_tokens, s) for _ in range(cfg.updates)]
     if supervised:
         norm = updates[0]["grad_norm"]
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}

@@ -2,12 +2,11 @@
 
 python train.py                                  the main job: six methods from one base model, a table and a figure
 python train.py --method uft rft --seed 1        some of them
-python train.py --ask "3 8 9 5 -> 47"            a trained model answers
+python train.py --ask "3 8 9 5 -> 43"            a trained model answers
 run(Config(method="uft"))                        the same from Python
 """
 
 import argparse
-import contextlib
 import hashlib
 import inspect
 import json
@@ -16,6 +15,8 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import TASKS, Task
+from data import TASKS, Problem, Task
 from model import GPT, load, save
 from nanouft import METHODS, Step, methods_table, rollout, train_step
 
@@ -77,7 +78,7 @@ class Config:
 
 
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
-MAY_CHANGE = ["steps", "out", "cache", "device"]  # when a run is resumed
+MAY_CHANGE = ["steps", "cache", "device"]  # when a run is resumed
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
 BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
 
@@ -126,7 +127,13 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
     return rng, torch.Generator(pick_device(cfg)).manual_seed(int(rng.integers(2**62)))
 
 
-def base_model(cfg: Config, task: Task) -> dict:
+def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
+    """The test sets do not depend on the seed: every run reads the same."""
+    sizes = {"pool": cfg.demos, "validation": cfg.validation, "test": cfg.test, "unseen": cfg.test}
+    return {name: task.split(name, size, cfg.seed if name == "pool" else 0) for name, size in sizes.items()}
+
+
+def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
     unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings."""
     settings = options(cfg) | {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")}
@@ -146,7 +153,7 @@ def base_model(cfg: Config, task: Task) -> dict:
         plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
         record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
         bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-    save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg)})
+    save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets)})
     return load(path)
 
 
@@ -154,95 +161,93 @@ def base_model(cfg: Config, task: Task) -> dict:
 # The run
 
 
-def test_scores(model: GPT, task: Task, cfg: Config) -> dict[str, float]:
+def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]]) -> dict[str, float]:
     """Without hints: greedy accuracy, the same on numbers that training never showed, one success in 8 samples."""
-
-    def solved(split: str, n: int, temperature: float) -> float:
-        problems, generator = task.split(split, cfg.test, 0), randomness(cfg, 4)[1]
-        parts = [problems[i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)]
-        rows = [rollout(model, task, p, np.zeros(len(p), int), n, temperature, generator) for p in parts]
-        return torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()
-
-    tests = {"test": ("test", 1, 0.0), "unseen": ("unseen", 1, 0.0), "pass@8": ("test", 8, 1.0)}
-    return {name: solved(*how) for name, how in tests.items()} if cfg.test else {}
-
-
-@contextlib.contextmanager
-def patience():
-    """Ctrl-C waits for the step to end, so that what is saved is whole."""
-    asked, before = [], signal.signal(signal.SIGINT, lambda *_: asked.append(True))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    scores = {}
+    for name, split, n in (("test", "test", 1), ("unseen", "unseen", 1), ("pass@8", "test", 8)):
+        generator, parts = (
+            randomness(cfg, 4)[1],
+            [sets[split][i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)],
+        )
+        rows = [rollout(model, task, p, np.zeros(len(p), int), n, float(n > 1), generator) for p in parts]
+        scores |= {name: torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()} if rows else {}
+    return scores
 
 
-def claim(cfg: Config) -> None:
-    """Take a folder for this run; it must not hold another."""
-    if (Path(cfg.out) / "config.json").exists():
-        raise ValueError(f"{cfg.out} holds a run already: go on with --resume {cfg.out}, or choose another --out")
-    Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
+def claim(runs: list[Config]) -> None:
+    """Take a folder for each run. None of them may hold another: then none is touched."""
+    if held := [cfg.out for cfg in runs if (Path(cfg.out) / "config.json").exists()]:
+        raise ValueError(f"{held[0]} holds a run already: go on with --resume {held[0]}, or choose another --out")
+    for cfg in runs:
+        Path(cfg.out).mkdir(parents=True, exist_ok=True)
+        (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
+
+
+stopped = []  # Ctrl-C, heard by a process of the command line; a run then ends between two steps, and saves
 
 
 def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
     """Train one method. Returns its metrics, a dict for step 0 and for every step (README.md defines each of them)."""
     check(cfg)
     if cfg.out and not resume:
-        claim(cfg)
+        claim([cfg])
     task, method, out = make_task(cfg), METHODS[cfg.method], Path(cfg.out)
-    pool, validation = task.split("pool", cfg.demos, cfg.seed), task.split("validation", cfg.validation, 0)
-    start = base_model(cfg, task)
+    sets = splits(cfg, task)
+    start = base_model(cfg, task, sets)
     model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))  # best: at its best validation
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
     parts = {"model": model, "best": best, "optimizer": optimizer}
     state, metrics = {"step": 0, "memory": {}, "chosen_step": 0, "chosen_accuracy": -1.0}, []
     if resume and (out / "checkpoint.pt").exists():
         saved = load(out / "checkpoint.pt")
-        if differ := [n for n, v in asdict(cfg).items() if n not in MAY_CHANGE and saved["config"].get(n) != v]:
-            raise ValueError(f"{out}/checkpoint.pt is of another run: it differs in {', '.join(differ)}")
+        changed = [n for n, v in asdict(cfg).items() if n not in [*MAY_CHANGE, "out"] and saved["config"].get(n) != v]
+        if changed or saved["state"]["step"] > cfg.steps:
+            why = f"it differs in {', '.join(changed)}" if changed else f"it is beyond --steps {cfg.steps}"
+            raise ValueError(f"{out}/checkpoint.pt is not of this run: {why}")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        state = saved["state"]
-        metrics = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()[: state["step"] + 1]]
+        state, metrics = saved["state"], saved["metrics"]
 
     def validate(record: dict) -> dict:
-        rows = rollout(model, task, validation, np.zeros(len(validation), int), 1, 0.0)
+        rows = rollout(model, task, sets["validation"], np.zeros(cfg.validation, int), 1, 0.0)
         accuracy = rows.solved.float().mean().item()
         if accuracy > state["chosen_accuracy"]:
             state.update(chosen_step=record["step"], chosen_accuracy=accuracy)
             best.load_state_dict(model.state_dict())
         return {"reward": rows.reward.mean().item()} | record | {"accuracy": accuracy, "evaluated": True}
 
+    def checkpoint() -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state, "metrics": metrics} | states)
+        (out / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+        (out / "config.json").write_text(json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
+
     metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
     bar = tqdm(
         range(state["step"], cfg.steps), f"{cfg.method:8s}", cfg.steps, position=line, **BAR, initial=state["step"]
     )
-    with patience() as stop:
-        for t in bar:
-            clock = time.perf_counter()
-            rng, generator = randomness(cfg, 0, t)
-            problems = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=False)]
-            step = Step(t, cfg, rng, state["memory"])
-            record = train_step(method, model, base, [optimizer], task, problems, step, generator)
-            record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
-            record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
-            state["step"], last = t + 1, t + 1 == cfg.steps
-            if due := last or (t + 1) % cfg.eval_every == 0:
-                record = validate(record)
-            if last:
-                for tag, scores in ("", test_scores(model, task, cfg)), ("_chosen", test_scores(best, task, cfg)):
-                    record |= {name + tag: x for name, x in scores.items()}
-                record |= {f"{n}_base": x for n, x in start["scores"].items()} | {"chosen_step": state["chosen_step"]}
-            metrics.append(record)
-            bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
-            if cfg.out and (due or stop):
-                (out / "metrics.new").write_text("".join(json.dumps(m) + "\n" for m in metrics))
-                (out / "metrics.new").replace(out / "metrics.jsonl")
-                states = {name: part.state_dict() for name, part in parts.items()}
-                save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state} | states)
-            if stop:
-                raise KeyboardInterrupt
+    for t in bar:
+        if stopped:
+            checkpoint()
+            raise KeyboardInterrupt
+        clock = time.perf_counter()
+        rng, generator = randomness(cfg, 0, t)
+        problems = [sets["pool"][i] for i in rng.choice(cfg.demos, cfg.problems, replace=False)]
+        step = Step(t, cfg, rng, state["memory"])
+        record = train_step(method, model, base, [optimizer], task, problems, step, generator)
+        record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
+        record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
+        state["step"], last = t + 1, t + 1 == cfg.steps
+        if due := last or (t + 1) % cfg.eval_every == 0:
+            record = validate(record)
+        if last:
+            chosen, after = test_scores(best, task, cfg, sets), test_scores(model, task, cfg, sets)
+            record |= after | {f"{n}_chosen": x for n, x in chosen.items()} | {"chosen_step": state["chosen_step"]}
+            record |= {f"{n}_base": x for n, x in start["scores"].items()}
+        metrics.append(record)
+        bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
+        if cfg.out and due:
+            checkpoint()
     return metrics
 
 
@@ -321,24 +326,25 @@ def parse(argv: list[str] | None) -> dict:
         parser.add_argument(f"--{f.name}", type=f.type, metavar="X", help=text, **many)
     parser.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR (only --steps may change)")
     parser.add_argument(
-        "--ask", metavar="TEXT", help="let a trained model answer (of --out and --method): '3 8 9 5 -> 47'"
+        "--ask", metavar="TEXT", help="let a trained model answer (of --out and --method): '3 8 9 5 -> 43'"
     )
     parser.add_argument("--list", action="store_true", help="print the table of methods")
     return vars(parser.parse_args(argv))
 
 
 def new_runs(flags: dict, methods: list[str], job: Path) -> list[Config]:
-    runs = [replace(Config(**flags), method=m, out=str(job / m)) for m in methods]
-    for act in (check, claim):
-        for cfg in runs:
-            act(cfg)
+    runs = [replace(Config(**flags), method=m, out=str(job / m)) for m in dict.fromkeys(methods)]
+    for cfg in runs:
+        check(cfg)
+    splits(runs[0], make_task(runs[0]))  # do so many problems exist?
+    claim(runs)
     return runs
 
 
 def old_runs(flags: dict, job: Path) -> list[Config]:
     """What a folder holds: one run, or one in each sub-folder."""
     if fixed := sorted(set(flags) - set(MAY_CHANGE)):
-        raise ValueError(f"--{fixed[0]} cannot change in a resumed run: leave it out, or start another with --out")
+        raise ValueError(f"--{fixed[0]} cannot change in a resumed run: leave it out, or start another run")
     found = sorted(job.glob("config.json")) or sorted(job.glob("*/config.json"))
     if not found:
         raise ValueError(f"--resume {job}: no run there (no config.json in it, nor one folder down)")
@@ -349,16 +355,30 @@ def prepare(lock) -> None:
     """A process does one run after another, on one thread: two small runs side by side beat one on two cores."""
     tqdm.set_lock(lock)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
 
 
-stopped = []  # by Ctrl-C: this process does no further run
-
-
-def work(line: int, cfg: Config) -> list[dict] | None:
+def work(line: int, cfg: Config) -> list[dict] | str:
+    """A run's metrics, or the sentence in which it ended."""
     try:
-        return None if stopped else run(cfg, resume=True, line=line)
+        return run(cfg, resume=True, line=line)
     except KeyboardInterrupt:
-        stopped.append(True)
+        return ""
+    except FloatingPointError as why:
+        return f"{cfg.method}, {why}"
+
+
+def run_all(runs: list[Config], device: torch.device) -> list:
+    """Side by side, each in its own process. Ctrl-C is theirs to hear: this process passes it on, and waits."""
+    spawn = multiprocessing.get_context("spawn")
+    tqdm.set_lock(spawn.RLock())
+    children = multiprocessing.active_children
+    before = signal.signal(signal.SIGINT, lambda *_: [os.kill(p.pid, signal.SIGINT) for p in children()])
+    jobs = min(len(runs), os.cpu_count() or 1) if device.type == "cpu" else 1
+    with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock()]) as pool:
+        outcomes = list(pool.map(work, range(len(runs)), runs))
+    signal.signal(signal.SIGINT, before)
+    return outcomes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -374,20 +394,29 @@ def main(argv: list[str] | None = None) -> None:
             answers(job if (job / "checkpoint.pt").exists() else job / flags.get("method", ["uft"])[0], 16, ask)
         )
     runs = old_runs(flags, job) if resume else new_runs(flags, flags.pop("method", DEMO), job)
-    device, why = pick_device(runs[0]), "the best one here" if runs[0].device == "auto" else "as asked"
+    first, device = runs[0], pick_device(runs[0])
+    why = "the best one here" if first.device == "auto" else "as asked"
     print(f"device {device} ({why}), float32 (so small a model gains nothing from less), writing to {job}/", flush=True)
-    base_model(runs[0], make_task(runs[0]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes hear Ctrl-C too: they save, this one waits for them
-    spawn = multiprocessing.get_context("spawn")
-    tqdm.set_lock(spawn.RLock())
-    jobs = min(len(runs), os.cpu_count() or 1) if device.type == "cpu" else 1
-    with spawn.Pool(jobs, prepare, [tqdm.get_lock()]) as pool:
-        metrics = pool.starmap(work, enumerate(runs), chunksize=1)
-    if None in metrics:
-        raise KeyboardInterrupt(f"stopped; what was done is saved. Go on with: python train.py --resume {job}")
-    results = {cfg.method: m for cfg, m in zip(runs, metrics, strict=True)}
-    draw(results, job / "curves.png", f"{runs[0].task}, seed {runs[0].seed}")
-    print(f"\n{table(results)}\n\n{answers(Path(runs[-1].out), 8)}\n\nfigure: {job}/curves.png")
+    for name in ("hint_steps", "warmup"):
+        if getattr(first, name) >= first.steps:
+            print(f"note: --{name} {getattr(first, name)} lasts through all --steps {first.steps}")
+    try:
+        base_model(first, make_task(first), splits(first, make_task(first)))
+        outcomes = dict(zip([cfg.method for cfg in runs], run_all(runs, device), strict=True))
+    except KeyboardInterrupt:
+        outcomes = {"": ""}
+    if "" in outcomes.values():
+        print(
+            f"\nnanouft: stopped; what was done is saved. Go on with: python train.py --resume {job}", file=sys.stderr
+        )
+        sys.exit(130)
+    results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
+    if results:
+        print(f"\n{table(results)}\n\n{answers(Path([cfg.out for cfg in runs if cfg.method in results][-1]), 8)}")
+        draw(results, job / "curves.png", f"{first.task}, seed {first.seed}")
+        print(f"\nfigure: {job}/curves.png")
+    if failed := [text for text in outcomes.values() if isinstance(text, str)]:
+        raise FloatingPointError("; ".join(failed))
 
 
 if __name__ == "__main__":
@@ -395,6 +424,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError, FloatingPointError) as problem:
         sys.exit(f"nanouft: {problem}")
-    except KeyboardInterrupt as stopped:
-        print(f"\nnanouft: {stopped or 'stopped before there was anything to save'}", file=sys.stderr)
-        sys.exit(130)
+    except BrokenProcessPool:
+        sys.exit("nanouft: a run was killed from outside, perhaps for memory; what was saved goes on with --resume")

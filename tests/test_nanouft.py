@@ -206,9 +206,29 @@ def test_loss_that_is_not_finite_stops_before_the_parameters_move(task, model, p
     rows.advantage, rows.hint_weight = torch.zeros(24), torch.full((24,), float("nan"))
     before = {n: p.clone() for n, p in broken.named_parameters()}
     optimizer = torch.optim.AdamW(broken.parameters())
-    with pytest.raises(FloatingPointError, match="loss is nan: try a smaller --lr"):
-        update(broken, broken, [optimizer], rows, 1, CFG)
+    with pytest.raises(FloatingPointError, match="step 8: the loss is nan; start again with a smaller --lr"):
+        update(broken, broken, [optimizer], rows, 1, Step(7, CFG, None))
     assert all((before[n] == p).all() for n, p in broken.named_parameters())
+
+
+def test_gradient_norm_is_told_as_it_was_and_clipped_to_one(task, model, problems):
+    """A step a thousand times too long after one odd batch; or SASR fed with norms that are always 1."""
+    rows, keep = rollout(model, task, problems, np.full(6, 2), 4), Keep(model)
+    rows.advantage, rows.hint_weight = torch.zeros(24), torch.ones(24)
+    norms = [update(model, model, [keep], rows, Z, Step(0, CFG, None))["grad_norm"] for Z in (1, 1000)]
+    assert norms[0] > 100 and norms[0] == pytest.approx(1000 * norms[1], rel=1e-4)
+    update(model, model, [keep], rows, 1, Step(0, CFG, None))
+    assert keep.gradient.norm() == pytest.approx(1, rel=1e-4)
+
+
+def test_an_answer_without_an_end_earns_nothing(task, model, problems, monkeypatch):
+    """Rewarding what is right so far teaches never to stop."""
+    right = sum(task.units(problems[0]), [])
+    for answer, reward in ((right, 1.0), (right[:-1], 0.0)):
+        said = torch.tensor([answer]), torch.zeros(1, len(answer)), torch.tensor([len(answer)])
+        monkeypatch.setattr("nanouft.sample", lambda *_, said=said: said)
+        rows = rollout(model, task, problems[:1], np.zeros(1, int), 1)
+        assert rows.reward.tolist() == [reward] and rows.solved.tolist() == [reward == 1.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +272,8 @@ def test_hints_alone_teach_nothing(task, model, problems, name):
     """UFT's baselines are given hints but not trained on them; hint_only is trained on nothing else."""
     silent = gradient(replace(METHODS[name], reinforce=False), model, task, problems)
     assert silent.numel() == 0  # no row was of use, no step was made
-    assert gradient(METHODS["hint_only"], model, task, problems, t=2).norm() > 1e-3
+    cold, hot = (gradient(METHODS["hint_only"], model, task, problems, temperature=x) for x in (0.1, 1.0))
+    assert cold.norm() > 1e-3 and torch.allclose(cold, hot, atol=1e-7)  # whatever it samples
 
 
 @pytest.mark.parametrize(("G", "same_as"), [(1e30, "sft"), (0.0, "rft")])

@@ -18,7 +18,7 @@ from nanouft import methods_table
 from train import Config, main, run
 
 TINY = dict(numbers=3, layers=1, width=16, base_steps=8, problems=8, group=4, demos=64, validation=32, test=32)
-TINY |= dict(steps=10, eval_every=5, hint_steps=8, warmup=3)
+TINY |= dict(device="cpu", steps=10, eval_every=5, hint_steps=8, warmup=3)
 ROOT = Path(__file__).parent.parent
 
 
@@ -72,7 +72,7 @@ def test_one_seed_drives_everything(tiny):
     assert [m.get("entropy") for m in first] != [m.get("entropy") for m in other]
     task = train.make_task(tiny)
     pools = [[p.prompt for p in task.split("pool", 64, seed)] for seed in (0, 1)]
-    bases = [train.base_model(replace(tiny, seed=seed), task)["model"]["embed.weight"] for seed in (0, 1)]
+    bases = [train.base_model(replace(tiny, seed=seed), task, {})["model"]["embed.weight"] for seed in (0, 1)]
     draws = [train.randomness(replace(tiny, seed=seed), 0, 3) for seed in (0, 0, 1)]
     orders = [list(rng.permutation(64)) for rng, _ in draws]
     samples = [torch.rand(4, generator=generator).tolist() for _, generator in draws]
@@ -148,14 +148,18 @@ def test_list(capsys):
         (["--steps", "0"], "--steps 0: expected a number from 1"),
         (["--lr", "nan"], "--lr nan: expected a number"),
         (["--mix", "1.5"], "--mix 1.5: expected a number from 0 to 1"),
-        (["--high", "60"], "2 <= --high <= --limit"),
+        (["--high", "60"], "1 <= --unseen <= --high <= --limit"),
+        (["--high", "6"], "1 <= --unseen <= --high <= --limit"),
+        (["--numbers", "2"], "different pool problems exist, not 1024"),
+        (["--numbers", "2", "--high", "7", "--low", "50"], "random play hardly ever reaches --low 50"),
+        (["--resume", "nowhere", "--out", "elsewhere"], "--out cannot change in a resumed run"),
         (["--width", "50"], "--width 50: expected a multiple of 16"),
         (["--problems", "2000"], "--problems 2000: the pool has only --demos 1024"),
         (["--resume", "nowhere"], "--resume nowhere: no run there"),
         (["--resume", "nowhere", "--lr", "1"], "--lr cannot change in a resumed run"),
         (
             ["--ask", "3 8 9 -> 33", "--out", "nowhere"],
-            "checkpoint nowhere/uft/checkpoint.pt is not there: train first",
+            "there is no checkpoint nowhere/uft/checkpoint.pt: train first",
         ),
     ],
 )
@@ -190,40 +194,57 @@ def test_damaged_and_foreign_checkpoints(tiny, tmp_path):
     ours, theirs = tmp_path / "a" / "checkpoint.pt", tmp_path / "b" / "checkpoint.pt"
     good = ours.read_bytes()
     ours.write_bytes(theirs.read_bytes())
-    with pytest.raises(ValueError, match="of another run: it differs in lr"):
+    with pytest.raises(ValueError, match="not of this run: it differs in lr"):
         main(["--resume", str(tmp_path / "a")])
     for damage in (good[: len(good) // 2], b"", b"hello"):
         ours.write_bytes(damage)
-        with pytest.raises(ValueError, match="is damaged, or of another version"):
+        with pytest.raises(ValueError, match="is damaged|no checkpoint of this version"):
             main(["--resume", str(tmp_path / "a")])
     torch.save({"format": 0}, ours)
-    with pytest.raises(ValueError, match="is damaged, or of another version"):
+    with pytest.raises(ValueError, match="is damaged|no checkpoint of this version"):
         main(["--ask", "1 2 3 -> 6", "--resume", str(tmp_path / "a")])
 
 
-def test_ctrl_c_saves_and_tells_how_to_go_on(cache, tmp_path):
-    """Work lost; a traceback from every process; a checkpoint of half a step."""
+def wait_for(paths: list[Path], process: subprocess.Popen) -> None:
+    deadline = time.time() + 120
+    while not all(p.exists() for p in paths):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_ctrl_c_saves_and_tells_how_to_go_on(cache, tmp_path, everyone):
+    """Work lost; a traceback from every process; half a step saved; runs that train on when only the parent hears."""
     job = tmp_path / "job"
     command = [
         sys.executable,
         "train.py",
         *flags(cache, out=job, steps=100_000, eval_every=2),
         "--method",
-        "rft",
         "uft",
+        "rft",
     ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not all((job / name / "checkpoint.pt").exists() for name in ("rft", "uft")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    wait_for([job / "uft" / "checkpoint.pt"], process)
+    os.killpg(process.pid, signal.SIGINT) if everyone else os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "Traceback" not in said
     assert f"python train.py --resume {job}" in said
-    steps = {name: train.load(job / name / "checkpoint.pt")["state"]["step"] for name in ("rft", "uft")}
-    main(["--resume", str(job), "--steps", str(max(steps.values()) + 1)])
-    for name in steps:
-        assert train.load(job / name / "checkpoint.pt")["state"]["step"] == max(steps.values()) + 1
+    saved = train.load(job / "uft" / "checkpoint.pt")
+    step = saved["state"]["step"]
+    assert [m["step"] for m in saved["metrics"]] == list(range(step + 1))
+    main(["--resume", str(job / "uft"), "--steps", str(step + 1)])
+    assert train.load(job / "uft" / "checkpoint.pt")["state"]["step"] == step + 1
+    with pytest.raises(ValueError, match=f"not of this run: it is beyond --steps {step}"):
+        main(["--resume", str(job / "uft"), "--steps", str(step)])
+
+
+def test_a_run_that_diverges_does_not_take_the_others_along(cache, tmp_path, capfd):
+    with pytest.raises(
+        FloatingPointError, match=r"uft, step \d+: the .* is (nan|inf); start again with a smaller --lr"
+    ):
+        main([*flags(cache, out=tmp_path / "job", lr=1e8, hint_low=1, hint_high=1), "--method", "rft", "uft"])
+    assert re.search(r"^rft +\d+\.\d%", capfd.readouterr().out, re.M)
 
 
 def test_errors_have_a_status_and_no_traceback(tmp_path):
