@@ -223,9 +223,7 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
         (out / "config.json").write_text(json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
 
     metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
-    bar = tqdm(
-        range(state["step"], cfg.steps), f"{cfg.method:8s}", cfg.steps, position=line, **BAR, initial=state["step"]
-    )
+    bar = tqdm(range(state["step"], cfg.steps), cfg.method, cfg.steps, position=line, initial=state["step"], **BAR)
     for t in bar:
         if stopped:
             checkpoint()
@@ -260,35 +258,35 @@ def table(results: dict[str, list[dict]]) -> str:
     columns = ["test", "test_chosen", "chosen_step", "unseen", "pass@8", *CUMULATIVE]
     rows = {name: metrics[-1] for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
-    lines = ["method  " + "".join(f"{name:>{len(name) + 3}s}" for name in columns)]
+    text = "method  " + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
-        shown = [
-            ("{:.1%}" if c in base or c == "test_chosen" else "{:,.0f}").format(row[c]) if c in row else ""
-            for c in columns
-        ]
-        lines.append(f"{name:8s}" + "".join(f"{x:>{len(c) + 3}s}" for x, c in zip(shown, columns, strict=True)))
-    return "\n".join(lines)
+        text += f"\n{name:8s}"
+        for c in columns:
+            shown = "" if c not in row else f"{row[c]:.1%}" if c in [*base, "test_chosen"] else f"{row[c]:,.0f}"
+            text += f"{shown:>{len(c) + 3}s}"
+    return text
 
 
-def draw(results: dict[str, list[dict]], path: Path, title: str) -> None:
-    """Accuracy without hints, and how often exploration ends in a solution (UFT's figure 6), against steps."""
+def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+    """{method: one run for each seed}: accuracy without hints, mean and band from the lowest to the highest seed; and
+    how often exploration ends in a solution (UFT's figure 6)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, metrics in results.items():
-        seen = [m for m in metrics if "evaluated" in m]
-        left.plot([m["step"] for m in seen], [100 * m["accuracy"] for m in seen], label=name)
-        tries = [m for m in metrics if "explored_solved" in m]
-        means = [
-            np.mean([100 * m["explored_solved"] for m in tries[max(0, i - 24) : i + 1]]) for i in range(len(tries))
-        ]
-        right.plot([m["step"] for m in tries], means)
+    for name, runs in results.items():
+        steps = [m["step"] for m in runs[0] if "evaluated" in m]
+        accuracy = np.array([[100 * m["accuracy"] for m in run if "evaluated" in m] for run in runs])
+        (curve,) = left.plot(steps, accuracy.mean(0), label=name)
+        left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=curve.get_color(), alpha=0.15, lw=0)
+        solved = np.array([(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m])
+        blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
+        right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
     left.legend(frameon=False)
     left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%")
-    right.set(title="explored rollouts that end in a solution (mean of 25 steps)", xlabel="step", ylabel="%")
+    right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
 
 
 def answers(folder: Path, n: int, text: str = "") -> str:
@@ -413,7 +411,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
     if results:
         print(f"\n{table(results)}\n\n{answers(Path([cfg.out for cfg in runs if cfg.method in results][-1]), 8)}")
-        draw(results, job / "curves.png", f"{first.task}, seed {first.seed}")
+        draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
     if failed := [text for text in outcomes.values() if isinstance(text, str)]:
         raise FloatingPointError("; ".join(failed))

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from train import draw  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
 COLUMNS = ["test", "test_chosen", "unseen", "pass@8", "rollouts", "sampled_tokens", "demo_tokens", "seconds"]
@@ -28,29 +30,13 @@ def paired(better: np.ndarray, worse: np.ndarray) -> str:
     return f"{gap.mean():+.1f} points, 95 % t-interval {gap.mean() - half:+.1f} .. {gap.mean() + half:+.1f}"
 
 
-def draw(runs: dict[str, list[list[dict]]], path: Path) -> None:
-    """Mean over seeds, with a band from the lowest to the highest."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for i, (name, seeds) in reversed(list(enumerate(runs.items()))):
-        steps = [m["step"] for m in seeds[0] if "evaluated" in m]
-        accuracy = np.array([[100 * m["accuracy"] for m in ms if "evaluated" in m] for ms in seeds])
-        left.plot(steps, accuracy.mean(0), label=name, color=f"C{i}")
-        left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=f"C{i}", alpha=0.15, lw=0)
-        solved = np.array([[100 * m.get("explored_solved", np.nan) for m in ms[1:]] for ms in seeds])
-        blocks = solved[:, : solved.shape[1] // 25 * 25].reshape(len(seeds), -1, 25)  # 25 steps each
-        share = [np.nanmean(b) if np.isfinite(b).any() else np.nan for b in blocks.swapaxes(0, 1)]
-        right.plot(25 * np.arange(len(share)) + 12.5, share, color=f"C{i}")
-    left.legend(frameon=False)
-    left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%", ylim=(0, None))
-    right.set(title="explored rollouts that end in a solution", xlabel="step", ylabel="%", ylim=(0, None))
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
 def main(folders: list[Path]) -> None:
+    if not 2 <= len(folders) <= len(T975) or not {"sft", "rft", "uft"} <= read(folders).keys():
+        sys.exit(f"expected 2 to {len(T975)} folders of the main job, such as out/countdown-seed0 out/countdown-seed1")
     runs = read(folders)
-    draw(runs, Path(__file__).parent / "figures" / "countdown.png")
+    path = Path(__file__).parent / "figures" / "countdown.png"
+    path.parent.mkdir(exist_ok=True)
+    draw(runs, path, f"countdown, {len(folders)} seeds: mean, and band from the lowest to the highest")
     last = {name: [m[-1] for m in seeds] for name, seeds in runs.items()}
     base = [{c: m.get(f"{c}_base", np.nan) for c in COLUMNS} for m in next(iter(last.values()))]
     print("| method | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))

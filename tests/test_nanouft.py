@@ -216,7 +216,7 @@ def test_gradient_norm_is_told_as_it_was_and_clipped_to_one(task, model, problem
     rows, keep = rollout(model, task, problems, np.full(6, 2), 4), Keep(model)
     rows.advantage, rows.hint_weight = torch.zeros(24), torch.ones(24)
     norms = [update(model, model, [keep], rows, Z, Step(0, CFG, None))["grad_norm"] for Z in (1, 1000)]
-    assert norms[0] > 100 and norms[0] == pytest.approx(1000 * norms[1], rel=1e-4)
+    assert norms[0] > 10 and norms[0] == pytest.approx(1000 * norms[1], rel=1e-4)
     update(model, model, [keep], rows, 1, Step(0, CFG, None))
     assert keep.gradient.norm() == pytest.approx(1, rel=1e-4)
 
