@@ -100,7 +100,7 @@ def check(cfg: Config) -> None:
 
 
 def pick_device(cfg: Config) -> torch.device:
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.mps.is_available(), "cpu": True}
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not found.get(cfg.device, True):
         raise ValueError(f"--device {cfg.device}: not on this machine, or not in this build of PyTorch; try auto")
     return torch.device(max(found, key=found.get) if cfg.device == "auto" else cfg.device)
@@ -164,11 +164,9 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
 def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]]) -> dict[str, float]:
     """Without hints: greedy accuracy, the same on numbers that training never showed, one success in 8 samples."""
     scores = {}
-    for name, split, n in (("test", "test", 1), ("unseen", "unseen", 1), ("pass@8", "test", 8)):
-        generator, parts = (
-            randomness(cfg, 4)[1],
-            [sets[split][i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)],
-        )
+    for name, n in (("test", 1), ("unseen", 1), ("pass@8", 8)):
+        problems, generator = sets["test" if n > 1 else name], randomness(cfg, 4)[1]
+        parts = [problems[i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)]
         rows = [rollout(model, task, p, np.zeros(len(p), int), n, float(n > 1), generator) for p in parts]
         scores |= {name: torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()} if rows else {}
     return scores
@@ -289,17 +287,16 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def answers(folder: Path, n: int, text: str = "") -> str:
+def answers(folder: Path, n: int, text: str | None = None) -> str:
     """A trained model answers the user's problem n times, or else n validation problems, every other one behind a hint
     of one unit. Brackets hold what was given; the rest the policy explored."""
     saved = load(folder / "checkpoint.pt")
     cfg = replace(Config(**saved["config"]), device="cpu")
     task = make_task(cfg)
-    problems = [task.parse(text)] * n if text else task.split("validation", n, 0)
-    hints = np.zeros(n, int) if text else np.arange(n) % 2
-    rows = rollout(
-        make_model(cfg, task, saved["model"]), task, problems, hints, 1, cfg.temperature, randomness(cfg, 5)[1]
-    )
+    problems = task.split("validation", n, 0) if text is None else [task.parse(text)] * n
+    hints = np.arange(n) % 2 if text is None else np.zeros(n, int)
+    model, generator = make_model(cfg, task, saved["model"]), randomness(cfg, 5)[1]
+    rows = rollout(model, task, problems, hints, 1, cfg.temperature, generator)
     lines = [f"{cfg.method} answers, sampled; [given] and explored"]
     for i in sorted(range(n), key=lambda i: (hints[i], -rows.reward[i])):
         hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
@@ -323,9 +320,7 @@ def parse(argv: list[str] | None) -> dict:
         text, many = f"{f.metadata['help']} [{f.default}]", {"nargs": "+"} if f.name == "method" else {}
         parser.add_argument(f"--{f.name}", type=f.type, metavar="X", help=text, **many)
     parser.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR (only --steps may change)")
-    parser.add_argument(
-        "--ask", metavar="TEXT", help="let a trained model answer (of --out and --method): '3 8 9 5 -> 43'"
-    )
+    parser.add_argument("--ask", metavar="TEXT", help="let a trained model (of --out, --method) answer '3 8 9 5 -> 43'")
     parser.add_argument("--list", action="store_true", help="print the table of methods")
     return vars(parser.parse_args(argv))
 
@@ -362,8 +357,8 @@ def work(line: int, cfg: Config) -> list[dict] | str:
         return run(cfg, resume=True, line=line)
     except KeyboardInterrupt:
         return ""
-    except FloatingPointError as why:
-        return f"{cfg.method}, {why}"
+    except (ValueError, FloatingPointError) as why:
+        return f"{cfg.method}: {why}"
 
 
 def run_all(runs: list[Config], device: torch.device) -> list:
@@ -382,45 +377,42 @@ def run_all(runs: list[Config], device: torch.device) -> list:
 def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     ask, resume, listing = (flags.pop(name, None) for name in ("ask", "resume", "list"))
-    job = Path(
-        resume or flags.get("out") or f"out/{flags.get('task', Config.task)}-seed{flags.get('seed', Config.seed)}"
-    )
+    settings = asdict(Config()) | flags
+    job = Path(resume or settings["out"] or f"out/{settings['task']}-seed{settings['seed']}")
     if listing:
         return print(methods_table())
     if ask is not None:
-        return print(
-            answers(job if (job / "checkpoint.pt").exists() else job / flags.get("method", ["uft"])[0], 16, ask)
-        )
-    runs = old_runs(flags, job) if resume else new_runs(flags, flags.pop("method", DEMO), job)
+        alone = (job / "checkpoint.pt").exists()
+        return print(answers(job if alone else job / flags.get("method", ["uft"])[0], 16, ask))
+    runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", DEMO), job)
     first, device = runs[0], pick_device(runs[0])
     why = "the best one here" if first.device == "auto" else "as asked"
     print(f"device {device} ({why}), float32 (so small a model gains nothing from less), writing to {job}/", flush=True)
     for name in ("hint_steps", "warmup"):
         if getattr(first, name) >= first.steps:
-            print(f"note: --{name} {getattr(first, name)} lasts through all --steps {first.steps}")
+            print(f"note: for methods that use it, --{name} {getattr(first, name)} fills all --steps {first.steps}")
     try:
         base_model(first, make_task(first), splits(first, make_task(first)))
         outcomes = dict(zip([cfg.method for cfg in runs], run_all(runs, device), strict=True))
     except KeyboardInterrupt:
         outcomes = {"": ""}
     if "" in outcomes.values():
-        print(
-            f"\nnanouft: stopped; what was done is saved. Go on with: python train.py --resume {job}", file=sys.stderr
-        )
+        print(f"\nnanouft: stopped, and saved; go on with: python train.py --resume {job}", file=sys.stderr)
         sys.exit(130)
     results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
     if results:
-        print(f"\n{table(results)}\n\n{answers(Path([cfg.out for cfg in runs if cfg.method in results][-1]), 8)}")
+        last = [cfg.out for cfg in runs if cfg.method in results][-1]
+        print(f"\n{table(results)}\n\n{answers(Path(last), 8)}")
         draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
     if failed := [text for text in outcomes.values() if isinstance(text, str)]:
-        raise FloatingPointError("; ".join(failed))
+        raise ValueError("; ".join(failed))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as problem:
+    except (ValueError, OSError) as problem:
         sys.exit(f"nanouft: {problem}")
     except BrokenProcessPool:
         sys.exit("nanouft: a run was killed from outside, perhaps for memory; what was saved goes on with --resume")
