@@ -10,13 +10,15 @@ For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units
                     + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * H ] )
 
 l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
-choice of l, of c, and of when to do which: a row of METHODS, at the end of this file. Look there first, then read down.
+choice of l, of c, of A, and of when to do which: a row of METHODS, at the end of this file. Look there first, then read
+down.
 
-The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before. A *rollout* samples an
-answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group* is several rows of
-one problem, and a row's *advantage* is how much better than its group it did. The *ratio* is a token's probability now
-over its probability when it was sampled; H is the entropy of the next token. Z is one constant a step: problems x group
-x longest answer.
+The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before fine-tuning. A
+*rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
+is several rows of one problem, and a row's *advantage* is how much better than its group it did. H is the entropy of
+the next token. The *ratio* is a token's probability now over its probability when it was sampled: rows may be used for
+several updates, and from the second on the policy is no longer the one that wrote them. Z is one constant a step:
+problems x group x longest answer allowed.
 
 What is kept of the papers, what is not, and why:
  1. UFT (2505.16984): hints, the cosine-annealed binomial length, objective (3.3). Its one beta, for the hint's
@@ -54,7 +56,9 @@ class Rows:
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward at least the demonstration's
     advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
-    hint_weight: Tensor | None = None  # (N,) c. A group has its hint in common: its first row has c * G, the others 0
+    hint_weight: Tensor | None = (
+        None  # (N,) c. A group shares its hint: row 1 has c * G, the others 0, the sum is the same
+    )
 
     def take(self, index: Tensor) -> "Rows":
         """Some of the rows, without the columns in which they have nothing but padding."""
@@ -71,7 +75,7 @@ def rollout(
     prompts = [task.encode(p.prompt) for p in problems]
     given = [sum(task.units(p)[:n], []) for p, n in zip(problems, hints, strict=True)]  # the hints, as ids
     prefixes = [x + h for x, h in zip(prompts, given, strict=True)]
-    # A full hint ends the answer: nothing is left to write.
+    # The last unit holds the end token, so after a full hint nothing is left to write.
     limits = [0 if h[-1:] == [task.end] else longest - len(h) for h in given]
     new, logp, count = sample(model, prefixes, group, limits, task.end, task.pad, temperature, generator)
 
@@ -103,8 +107,9 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
     >>> grpo_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))       # one success weighs as much as three failures
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
 
-    Less the mean, because "better than usual" is a far less noisy signal than "good". Where all did equally well there
-    is nothing to compare: exactly 0, however the mean was rounded.
+    Less the mean, because "better than usual" is far less noisy than "good", and free: E[grad log pi] = 0, so that a
+    constant changes nothing on average. Where all did equally well there is nothing to compare: exactly 0, however the
+    mean was rounded.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     std = (centred.square().sum(1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
@@ -118,13 +123,14 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it.
 
-    At ratio 1, so on the first update after sampling, the gradient of ratio * A is A * grad log pi: SFT on the model's
-    own tokens, weighted by A, and away from them where A < 0. The value says nothing then: it is near 0, since the
-    advantages of a group sum to 0.
+    Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
+    estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
+    A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. The value says
+    nothing then: it is the sum of A_i * length_i, about 0, since the advantages of a group sum to 0.
     """
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:, None]  # column t predicts token t + 1
     hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
-    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint at 1.
+    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
     temperature = torch.where(suffix, cfg.temperature, 1.0)[:, :, None]
     distribution = F.log_softmax(model(inputs) / temperature, dim=-1)  # (N, T-1, V)
     logp = distribution.gather(-1, targets)[:, :, 0]  # (N, T-1)
@@ -132,7 +138,7 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
     free = ratio * rows.advantage[:, None]
     clipped = ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * rows.advantage[:, None]
-    # The smaller of the two: no gain from moving a token's probability further than clip in the direction that A wants.
+    # The smaller of the two: beyond clip, where A wants it, the gradient is 0; on the other side it still pulls back.
     objective = suffix * torch.minimum(free, clipped)  # GRPO (3)
     objective = objective + hint * rows.hint_weight[:, None] * logp  # UFT (3.3): beta log pi(a*_h | s*_h), h < l
     terms = {"clip_ratio": suffix * (clipped < free)}
@@ -140,7 +146,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
         with torch.no_grad():
             base_logp = F.log_softmax(base(inputs) / temperature, dim=-1).gather(-1, targets)[:, :, 0]
         gap = torch.where(suffix, base_logp - logp, 0.0)
-        terms["kl"] = gap.exp() - gap - 1  # GRPO (4), "k3": KL(pi || base) from the sampled token alone, never negative
+        # GRPO (4), "k3": -gap estimates KL(pi || base); exp(gap) - 1 is 0 on average and takes away noise and sign.
+        terms["kl"] = gap.exp() - gap - 1
         objective = objective - cfg.kl_coef * terms["kl"]
     if cfg.entropy_coef:
         objective = objective - cfg.entropy_coef * suffix * (distribution.exp() * distribution).sum(-1)
@@ -187,7 +194,7 @@ class Step:
     units: np.ndarray | None = None  # (P,) L, the units in each problem's demonstration
 
 
-# How long a hint is: Step -> (P,) units. One length for each problem: a group shares its hint.
+# How long a hint is: Step -> (P,) units, one length a problem: a group shares its hint. T_hint is cfg.hint_steps.
 
 
 def none(s: Step) -> np.ndarray:
@@ -201,7 +208,7 @@ def uniform(s: Step) -> np.ndarray:
 
 
 def anneal(t: int, T_hint: int, low: float, high: float) -> float:
-    """UFT's p(t): the share of the demonstration given away, down a cosine from `high` to `low` in T_hint steps."""
+    """UFT's p(t): the chance of each unit to be given away, down a cosine from `high` to `low` in T_hint steps."""
     return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))
 
 
@@ -248,9 +255,9 @@ def gradient_norm(s: Step) -> bool:
     """t < warmup, then with probability g / (g + gamma g_warmup)"""
     if first(s):
         return True
-    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. The SFT loss is the
-    # demonstrations' entropy + KL(demonstrations || pi), so a large gradient means that pi is far from them. A small
-    # one means nothing, and between supervised steps the switch cannot notice how far RL has drifted.
+    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. The SFT loss is, on
+    # average, the demonstrations' entropy + KL(demonstrations || pi): a large gradient means that pi is far from them,
+    # a small one nothing (plateaus are flat too). Between supervised steps the switch does not see RL drift away.
     s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
     return s.rng.random() < s.memory["p_sft"]
 
@@ -269,7 +276,7 @@ class Method:
 
 
 METHODS = {
-    "sft": Method("-", supervised=always),
+    "sft": Method("-", reinforce=False, supervised=always),
     "rft": Method("GRPO 2402.03300"),
     "sft_rft": Method("-", supervised=first),
     "r3": Method("R3 2402.05808", hint=uniform),
@@ -304,15 +311,18 @@ def train_step(
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
 
     explored, sampled = rows.suffix.any(1), int(rows.suffix.sum())
-    metrics = updates[-1] | {
-        "reward": rewards.mean().item(),
-        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-        "hint_share": float(np.mean(hints / s.units)),
-        "supervised": int(supervised),
-        "rollouts": int(explored.sum()),
-        "sampled_tokens": sampled,
-        "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
-    }
+    metrics = (
+        updates[-1]
+        | {
+            "reward": rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
+            "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+            "hint_share": float(np.mean(hints / s.units)),
+            "supervised": int(supervised),
+            "rollouts": int(explored.sum()),
+            "sampled_tokens": sampled,
+            "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
+        }
+    )
     if sampled:
         metrics["entropy"] = -rows.logp[rows.suffix].mean().item()
         metrics["completion_length"] = sampled / metrics["rollouts"]
