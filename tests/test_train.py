@@ -182,7 +182,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(cache, tmp_path):
     folder = tmp_path / "uft"
     run(Config(**TINY, cache=cache, out=str(folder)))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(ValueError, match="holds a run already: go on with --resume"):
+    with pytest.raises(ValueError, match="holds a run already: --resume goes on"):
         main(flags(cache, out=tmp_path, method="uft"))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
