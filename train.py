@@ -175,7 +175,7 @@ def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Proble
 def claim(runs: list[Config]) -> None:
     """Take a folder for each run. None of them may hold another: then none is touched."""
     if held := [cfg.out for cfg in runs if (Path(cfg.out) / "config.json").exists()]:
-        raise ValueError(f"{held[0]} holds a run already: --resume goes on and shows its table; or choose another --out")
+        raise ValueError(f"{held[0]} holds a run already: --resume goes on and shows its table, or choose an --out")
     for cfg in runs:
         Path(cfg.out).mkdir(parents=True, exist_ok=True)
         (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
