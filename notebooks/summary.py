@@ -51,7 +51,7 @@ def main(folders: list[Path]) -> None:
     score["sft"] = np.array([m["test_chosen"] for m in last["sft"]])  # SFT overfits: its best-validation checkpoint
     print()
     for other in [name for name in score if name != "uft"]:
-        print(f"uft - {other:8s} {paired(score['uft'], score[other])}")
+        print(f"uft - {other + ' (chosen)' * (other == 'sft'):15s}{paired(score['uft'], score[other])}")
     best = np.maximum(score["sft"], score["rft"])  # seed by seed
     print(f"uft - the better of sft and rft: {paired(score['uft'], best)}")
 
