@@ -288,8 +288,8 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
 
 
 def answers(folder: Path, n: int, text: str | None = None) -> str:
-    """A trained model answers the user's problem n times, or else n validation problems, every other one behind a hint
-    of one unit. Brackets hold what was given; the rest the policy explored."""
+    """A trained model answers the user's problem n times; or else n validation problems, every other one behind a hint
+    of one unit, of which two solved and two unsolved are shown. Brackets hold what was given."""
     saved = load(folder / "checkpoint.pt")
     cfg = replace(Config(**saved["config"]), device="cpu")
     task = make_task(cfg)
@@ -298,7 +298,9 @@ def answers(folder: Path, n: int, text: str | None = None) -> str:
     model, generator = make_model(cfg, task, saved["model"]), randomness(cfg, 5)[1]
     rows = rollout(model, task, problems, hints, 1, cfg.temperature, generator)
     lines = [f"{cfg.method} answers, sampled; [given] and explored"]
-    for i in sorted(range(n), key=lambda i: (hints[i], -rows.reward[i])):
+    kinds = list(zip(hints.tolist(), rows.solved.tolist(), strict=True))
+    shown = [i for i in range(n) if text is not None or kinds[:i].count(kinds[i]) < 2]
+    for i in sorted(shown, key=lambda i: (hints[i], -rows.reward[i])):
         hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
         said = "  ".join([f"[{unit}]" for unit in hint] + suffix).replace("<end>", "")
         lines.append(f"  {problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}")
@@ -402,7 +404,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
     if results:
         last = [cfg.out for cfg in runs if cfg.method in results][-1]
-        print(f"\n{table(results)}\n\n{answers(Path(last), 8)}")
+        print(f"\n{table(results)}\n\n{answers(Path(last), min(64, first.validation))}")
         draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
     if failed := [text for text in outcomes.values() if isinstance(text, str)]:
