@@ -311,18 +311,16 @@ def train_step(
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
 
     explored, sampled = rows.suffix.any(1), int(rows.suffix.sum())
-    metrics = (
-        updates[-1]
-        | {
-            "reward": rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
-            "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-            "hint_share": float(np.mean(hints / s.units)),
-            "supervised": int(supervised),
-            "rollouts": int(explored.sum()),
-            "sampled_tokens": sampled,
-            "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
-        }
-    )
+    metrics = {
+        **updates[-1],
+        "reward": rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
+        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+        "hint_share": float(np.mean(hints / s.units)),
+        "supervised": int(supervised),
+        "rollouts": int(explored.sum()),
+        "sampled_tokens": sampled,
+        "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
+    }
     if sampled:
         metrics["entropy"] = -rows.logp[rows.suffix].mean().item()
         metrics["completion_length"] = sampled / metrics["rollouts"]
