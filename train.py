@@ -371,7 +371,7 @@ def run_all(runs: list[Config], device: torch.device) -> list:
     before = signal.signal(signal.SIGINT, lambda *_: [os.kill(p.pid, signal.SIGINT) for p in children()])
     jobs = min(len(runs), os.cpu_count() or 1) if device.type == "cpu" else 1
     with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock()]) as pool:
-        outcomes = list(pool.map(work, range(len(runs)), runs))
+        outcomes = list(pool.map(work, [i % jobs for i in range(len(runs))], runs))
     signal.signal(signal.SIGINT, before)
     return outcomes
 
@@ -404,7 +404,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
     if results:
         last = [cfg.out for cfg in runs if cfg.method in results][-1]
-        print(f"\n{table(results)}\n\n{answers(Path(last), min(64, first.validation))}")
+        print(f"\n\n{table(results)}\n\n{answers(Path(last), min(64, first.validation))}")
         draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
     if failed := [text for text in outcomes.values() if isinstance(text, str)]:
