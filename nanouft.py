@@ -56,9 +56,7 @@ class Rows:
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward at least the demonstration's
     advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
-    hint_weight: Tensor | None = (
-        None  # (N,) c. A group shares its hint: row 1 has c * G, the others 0, the sum is the same
-    )
+    hint_weight: Tensor | None = None  # (N,) c; a group shares its hint: c * G in row 1, 0 in the others
 
     def take(self, index: Tensor) -> "Rows":
         """Some of the rows, without the columns in which they have nothing but padding."""
@@ -326,13 +324,3 @@ def train_step(
         metrics["completion_length"] = sampled / metrics["rollouts"]
         metrics["explored_solved"] = rows.solved[explored].float().mean().item()
     return metrics | {name: x for name, x in s.memory.items() if name == "p_sft"}
-
-
-def methods_table() -> str:
-    """The README's table of methods, out of the code itself."""
-    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "supervised step (l = L, c = 1)"]]
-    lines += [["---"] * len(lines[0])]
-    for name, m in METHODS.items():
-        weights = ["hint_coef" if m.imitate else "0", "(r - mean) / std" if m.reinforce else "0"]
-        lines += [[f"`{name}`", m.paper, m.hint.__doc__, *weights, m.supervised.__doc__]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -7,7 +7,6 @@ run(Config(method="uft"))                        the same from Python
 """
 
 import argparse
-import hashlib
 import inspect
 import json
 import multiprocessing
@@ -15,8 +14,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from data import TASKS, Problem, Task
 from model import GPT, load, save
-from nanouft import METHODS, Step, methods_table, rollout, train_step
+from nanouft import METHODS, Step, rollout, train_step
 
 
 def flag(default, text: str, least=0, most=10**9, names=()):
@@ -136,8 +135,8 @@ def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
 def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
     unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings."""
-    settings = options(cfg) | {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")}
-    path = Path(cfg.cache) / f"{cfg.task}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}.pt"
+    settings = {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")} | options(cfg)
+    path = Path(cfg.cache) / f"{'-'.join(map(str, settings.values()))}.pt"
     if path.exists():
         return load(path)
     model = make_model(cfg, task)
@@ -153,7 +152,7 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
         plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
         record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
         bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-    save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets)})
+    save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets, "_base")})
     return load(path)
 
 
@@ -161,14 +160,15 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
 # The run
 
 
-def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]]) -> dict[str, float]:
+def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]], of: str = "") -> dict[str, float]:
     """Without hints: greedy accuracy, the same on numbers that training never showed, one success in 8 samples."""
     scores = {}
-    for name, n in (("test", 1), ("unseen", 1), ("pass@8", 8)):
+    for name, n in (("test", 1), ("unseen", 1), ("pass@8", 8)) if cfg.test else ():
         problems, generator = sets["test" if n > 1 else name], randomness(cfg, 4)[1]
         parts = [problems[i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)]
         rows = [rollout(model, task, p, np.zeros(len(p), int), n, float(n > 1), generator) for p in parts]
-        scores |= {name: torch.cat([r.solved for r in rows]).view(-1, n).any(1).float().mean().item()} if rows else {}
+        solved = torch.cat([r.solved for r in rows]).view(-1, n).any(1)
+        scores[name + of] = solved.float().mean().item()
     return scores
 
 
@@ -184,7 +184,7 @@ def claim(runs: list[Config]) -> None:
 stopped = []  # Ctrl-C, heard by a process of the command line; a run then ends between two steps, and saves
 
 
-def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
+def run(cfg: Config, resume: bool = False) -> list[dict]:
     """Train one method. Returns its metrics, a dict for step 0 and for every step (README.md defines each of them)."""
     check(cfg)
     if cfg.out and not resume:
@@ -221,7 +221,7 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
         (out / "config.json").write_text(json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
 
     metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
-    bar = tqdm(range(state["step"], cfg.steps), cfg.method, cfg.steps, position=line, initial=state["step"], **BAR)
+    bar = tqdm(range(state["step"], cfg.steps), cfg.method, cfg.steps, initial=state["step"], **BAR)
     for t in bar:
         if stopped:
             checkpoint()
@@ -237,9 +237,8 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
         if due := last or (t + 1) % cfg.eval_every == 0:
             record = validate(record)
         if last:
-            chosen, after = test_scores(best, task, cfg, sets), test_scores(model, task, cfg, sets)
-            record |= after | {f"{n}_chosen": x for n, x in chosen.items()} | {"chosen_step": state["chosen_step"]}
-            record |= {f"{n}_base": x for n, x in start["scores"].items()}
+            after, chosen = test_scores(model, task, cfg, sets), test_scores(best, task, cfg, sets, "_chosen")
+            record |= after | chosen | start["scores"] | {"chosen_step": state["chosen_step"]}
         metrics.append(record)
         bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
         if cfg.out and due:
@@ -248,48 +247,13 @@ def run(cfg: Config, resume: bool = False, line: int = 0) -> list[dict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What comes out
-
-
-def table(results: dict[str, list[dict]]) -> str:
-    """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
-    columns = ["test", "test_chosen", "chosen_step", "unseen", "pass@8", *CUMULATIVE]
-    rows = {name: metrics[-1] for name, metrics in results.items()}
-    base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
-    text = "method  " + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
-    for name, row in ({"base": base} | rows).items():
-        text += f"\n{name:8s}"
-        for c in columns:
-            shown = "" if c not in row else f"{row[c]:.1%}" if c in [*base, "test_chosen"] else f"{row[c]:,.0f}"
-            text += f"{shown:>{len(c) + 3}s}"
-    return text
-
-
-def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
-    """{method: one run for each seed}: accuracy without hints, mean and band from the lowest to the highest seed; and
-    how often exploration ends in a solution (UFT's figure 6)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, runs in results.items():
-        steps = [m["step"] for m in runs[0] if "evaluated" in m]
-        accuracy = np.array([[100 * m["accuracy"] for m in run if "evaluated" in m] for run in runs])
-        (curve,) = left.plot(steps, accuracy.mean(0), label=name)
-        left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=curve.get_color(), alpha=0.15, lw=0)
-        solved = np.array([(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m])
-        blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
-        right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
-    left.legend(frameon=False)
-    left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%")
-    right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+# The command line
 
 
 def answers(folder: Path, n: int, text: str | None = None) -> str:
-    """A trained model answers the user's problem n times; or else n validation problems, every other one behind a hint
-    of one unit, of which two solved and two unsolved are shown. Brackets hold what was given."""
+    """A trained model answers the user's problem n times, or n validation problems, every other one behind a hint."""
+    from notebooks.report import show
+
     saved = load(folder / "checkpoint.pt")
     cfg = replace(Config(**saved["config"]), device="cpu")
     task = make_task(cfg)
@@ -297,18 +261,7 @@ def answers(folder: Path, n: int, text: str | None = None) -> str:
     hints = np.arange(n) % 2 if text is None else np.zeros(n, int)
     model, generator = make_model(cfg, task, saved["model"]), randomness(cfg, 5)[1]
     rows = rollout(model, task, problems, hints, 1, cfg.temperature, generator)
-    lines = [f"{cfg.method} answers, sampled; [given] and explored"]
-    kinds = list(zip(hints.tolist(), rows.solved.tolist(), strict=True))
-    shown = [i for i in range(n) if text is not None or kinds[:i].count(kinds[i]) < 2]
-    for i in sorted(shown, key=lambda i: (hints[i], -rows.reward[i])):
-        hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
-        said = "  ".join([f"[{unit}]" for unit in hint] + suffix).replace("<end>", "")
-        lines.append(f"  {problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
+    return f"{cfg.method} answers, sampled; [given] and explored\n{show(task, problems, hints, rows, bool(text))}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -346,68 +299,65 @@ def old_runs(flags: dict, job: Path) -> list[Config]:
     return [replace(Config(**json.loads(p.read_text())), **flags, out=str(p.parent)) for p in found]
 
 
-def prepare(lock) -> None:
+def prepare(lock, lines) -> None:
     """A process does one run after another, on one thread: two small runs side by side beat one on two cores."""
     tqdm.set_lock(lock)
+    BAR["position"] = lines.get()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
 
 
-def work(line: int, cfg: Config) -> list[dict] | str:
-    """A run's metrics, or the sentence in which it ended."""
-    try:
-        return run(cfg, resume=True, line=line)
-    except KeyboardInterrupt:
-        return ""
-    except (ValueError, FloatingPointError) as why:
-        return f"{cfg.method}: {why}"
-
-
-def run_all(runs: list[Config], device: torch.device) -> list:
-    """Side by side, each in its own process. Ctrl-C is theirs to hear: this process passes it on, and waits."""
-    spawn = multiprocessing.get_context("spawn")
+def run_all(runs: list[Config], work: Callable = run, **more) -> list:
+    """Side by side, each in a process of its own: what work(cfg, **more) returned, or else what it raised. Ctrl-C is
+    theirs to hear: this process passes it on, and waits."""
+    jobs = min(len(runs), os.cpu_count() or 1) if pick_device(runs[0]).type == "cpu" else 1
+    spawn, children = multiprocessing.get_context("spawn"), multiprocessing.active_children
     tqdm.set_lock(spawn.RLock())
-    children = multiprocessing.active_children
+    lines = spawn.Queue()
+    for i in range(jobs):
+        lines.put(i)
     before = signal.signal(signal.SIGINT, lambda *_: [os.kill(p.pid, signal.SIGINT) for p in children()])
-    jobs = min(len(runs), os.cpu_count() or 1) if device.type == "cpu" else 1
-    with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock()]) as pool:
-        outcomes = list(pool.map(work, [i % jobs for i in range(len(runs))], runs))
+    with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock(), lines]) as pool:
+        futures = [pool.submit(work, cfg, **more) for cfg in runs]
+        outcomes = [f.exception() or f.result() for f in futures]
     signal.signal(signal.SIGINT, before)
     return outcomes
 
 
 def main(argv: list[str] | None = None) -> None:
+    from notebooks.report import draw, methods_table, table  # they draw and print, and matplotlib is slow to load
+
     flags = parse(argv)
     ask, resume, listing = (flags.pop(name, None) for name in ("ask", "resume", "list"))
-    settings = asdict(Config()) | flags
-    job = Path(resume or settings["out"] or f"out/{settings['task']}-seed{settings['seed']}")
+    cfg = replace(Config(), **{name: x for name, x in flags.items() if name != "method"})
+    job = Path(resume or cfg.out or f"out/{cfg.task}-seed{cfg.seed}")
     if listing:
         return print(methods_table())
     if ask is not None:
         alone = (job / "checkpoint.pt").exists()
         return print(answers(job if alone else job / flags.get("method", ["uft"])[0], 16, ask))
     runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", DEMO), job)
-    first, device = runs[0], pick_device(runs[0])
-    why = "the best one here" if first.device == "auto" else "as asked"
-    print(f"device {device} ({why}), float32 (so small a model gains nothing from less), writing to {job}/", flush=True)
+    first, why = runs[0], "the best one here" if cfg.device == "auto" else "as asked"
+    print(f"device {pick_device(first)} ({why}), float32 (so small a model gains nothing from less), into {job}/")
     for name in ("hint_steps", "warmup"):
         if getattr(first, name) >= first.steps:
             print(f"note: for methods that use it, --{name} {getattr(first, name)} fills all --steps {first.steps}")
+    sys.stdout.flush()
     try:
         base_model(first, make_task(first), splits(first, make_task(first)))
-        outcomes = dict(zip([cfg.method for cfg in runs], run_all(runs, device), strict=True))
-    except KeyboardInterrupt:
-        outcomes = {"": ""}
-    if "" in outcomes.values():
+        outcomes = run_all(runs, resume=True)
+    except KeyboardInterrupt as stop:
+        outcomes = [stop]
+    if any(isinstance(x, KeyboardInterrupt) for x in outcomes):
         print(f"\nnanouft: stopped, and saved; go on with: python train.py --resume {job}", file=sys.stderr)
         sys.exit(130)
-    results = {name: metrics for name, metrics in outcomes.items() if isinstance(metrics, list)}
+    results = {cfg.method: x for cfg, x in zip(runs, outcomes, strict=True) if isinstance(x, list)}
     if results:
-        last = [cfg.out for cfg in runs if cfg.method in results][-1]
-        print(f"\n\n{table(results)}\n\n{answers(Path(last), min(64, first.validation))}")
+        last = [cfg for cfg in runs if cfg.method in results][-1]
+        print(f"\n\n{table(results)}\n\n{answers(Path(last.out), min(64, last.validation))}")
         draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
-    if failed := [text for text in outcomes.values() if isinstance(text, str)]:
+    if failed := [f"{cfg.method}: {x}" for cfg, x in zip(runs, outcomes, strict=True) if cfg.method not in results]:
         raise ValueError("; ".join(failed))
 
 
@@ -416,5 +366,3 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as problem:
         sys.exit(f"nanouft: {problem}")
-    except BrokenProcessPool:
-        sys.exit("nanouft: a run was killed from outside, perhaps for memory; what was saved goes on with --resume")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import draw  # noqa: E402
+from notebooks.report import draw  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
 COLUMNS = ["test", "test_chosen", "unseen", "pass@8", "rollouts", "sampled_tokens", "demo_tokens", "seconds"]

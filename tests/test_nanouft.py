@@ -17,11 +17,11 @@ from nanouft import (
     anneal,
     grpo_advantages,
     loss_terms,
-    methods_table,
     rollout,
     train_step,
     update,
 )
+from notebooks.report import methods_table
 from train import Config
 
 CFG = Config(problems=6, group=4, warmup=2, hint_steps=10, hint_coef=0.3)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from nanouft import methods_table
+from notebooks.report import methods_table
 from train import Config, main, run
 
 TINY = dict(numbers=3, layers=1, width=16, base_steps=8, problems=8, group=4, demos=64, validation=32, test=32)
