@@ -28,17 +28,17 @@ class Problem:
 class Task:
     """What every task shares: words, and splits that have no problem in common.
 
-    The words are this project's own, in tiktoken's engine: each whole number up to `largest` is one token, each sign is
-    another. Two tokens follow that no text contains: <end> closes an answer, so a model must learn to write it; <pad>
-    fills rows and is never read.
+    The words are this project's own, in tiktoken's engine: a number among them is one token. Two tokens follow that no
+    text contains: <end> closes an answer, so a model must learn to write it; <pad> fills rows and is never read.
     """
 
-    SIGNS = ["\n", " ", " -> ", "+", "-", "*", "/", "="]
     SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100), "unseen": (0, 100)}  # percent of all problems
 
-    def __init__(self, largest: int):
-        words = self.SIGNS + [str(n) for n in range(max(largest, 9) + 1)]
+    leaves: dict[str, float] = {}  # where they can be listed: the answers that are worth more than all others
+
+    def __init__(self, words: list[str]):
         self.end, self.pad, self.vocab, self.alphabet = len(words), len(words) + 1, len(words) + 2, set("".join(words))
+        self.writable = self.vocab  # so many words, the first ones, may occur in an answer
         ranks = {word.encode(): i for i, word in enumerate(words)}
         special = {"<end>": self.end, "<pad>": self.pad}
         self.words = tiktoken.Encoding(
@@ -47,11 +47,16 @@ class Task:
 
     def encode(self, text: str) -> list[int]:
         if unknown := sorted(set(text) - self.alphabet):
-            raise ValueError(f"no word for {unknown[0]!r} in {text[:60]!r}: expected digits, + - * / = -> and blanks")
+            known = "".join(sorted(self.alphabet))
+            raise ValueError(f"no word for {unknown[0]!r} in {text[:60]!r}: expected only {known!r}")
         return self.words.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:
         return self.words.decode(ids)
+
+    def read(self, ids: list[int]) -> str | None:
+        """The text of an answer; None if it was not ended."""
+        return self.decode(ids[:-1]) if ids[-1:] == [self.end] else None
 
     def units(self, problem: Problem) -> list[list[int]]:
         """The demonstration's units as ids. <end> belongs to the last: a full hint leaves nothing to write."""
@@ -92,7 +97,7 @@ class Countdown(Task):
             raise ValueError(
                 "countdown needs 2 to 6 --numbers, 1 <= --unseen <= --high <= --limit, 1 <= --low <= --limit"
             )
-        super().__init__(limit)
+        super().__init__(["\n", " ", " -> ", *"+-*/=", *map(str, range(max(limit, 9) + 1))])
         self.numbers, self.high, self.limit, self.low, self.unseen = numbers, high, limit, low, unseen
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
 
@@ -186,4 +191,109 @@ def parse_equation(line: str) -> tuple[int, str, int, int] | None:
     return None
 
 
-TASKS = {"countdown": Countdown}
+class Walk(Task):
+    """What trees and chains share: H steps with B choices each, and only the whole of them is judged.
+
+    Reward 1.0: right; 0.1: wrong; 0: no walk at all, which no policy can write: B words are its choice, its answers are
+    H steps long, without an <end>. So nothing tells one wrong answer from another, and a policy that never sees a right
+    one has nothing to learn from: that is the exponential wall, B^H answers high.
+    """
+
+    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100)}
+    WRONG = 0.1
+
+    def __init__(self, horizon: int, B: int, digits: int = 1):
+        self.choices = set(map(str, range(B)))
+        super().__init__([*sorted(self.choices), "\n"])
+        self.horizon, self.B, self.digits = horizon, B, digits  # digits: to a step
+        self.answer_tokens, self.writable = digits * horizon, B
+
+    def steps(self, choices: np.ndarray) -> list[str]:
+        """(H, digits) choices -> units."""
+        return ["".join(map(str, step)) for step in choices.reshape(self.horizon, self.digits)]
+
+    def is_walk(self, text: str) -> bool:
+        return len(text) == self.answer_tokens and set(text) <= self.choices
+
+    def units(self, problem: Problem) -> list[list[int]]:
+        return [self.encode(unit) for unit in problem.demo]
+
+    def read(self, ids: list[int]) -> str:
+        return self.decode(ids)
+
+
+class Tree(Walk):
+    """The theorem's own object: B actions, H steps, and one good leaf, drawn once, from `seed`.
+
+    With `fork` = k the demonstration leaves the best path k steps before its end, for a leaf worth 0.5: who only
+    imitates it stays there, who only explores meets B^H.
+    """
+
+    def __init__(self, horizon: int = 8, B: int = 4, fork: int = 0, seed: int = 0):
+        if fork > horizon:
+            raise ValueError(f"--fork {fork}: the tree has only --horizon {horizon} steps")
+        super().__init__(horizon, B)
+        rng = np.random.default_rng([seed, horizon, B])
+        best = rng.integers(0, B, horizon)
+        demo = best.copy()
+        if fork:
+            demo[-fork:] = rng.integers(0, B, fork)
+            demo[-fork] = (best[-fork] + rng.integers(1, B)) % B  # away from the best path
+        self.prompt_tokens, self.only = 1, Problem("\n", self.steps(demo))
+        self.leaves = {"".join(self.steps(demo)): 0.5, "".join(self.steps(best)): 1.0}  # one leaf without a fork
+
+    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+        return self.only
+
+    def split(self, name: str, size: int, seed: int) -> list[Problem]:
+        return [self.only] * size
+
+    def parse(self, text: str) -> Problem:
+        return self.only
+
+    def reward(self, problem: Problem, answer: str) -> float:
+        return self.leaves.get(answer, self.WRONG if self.is_walk(answer) else 0.0)
+
+
+class Chain(Walk):
+    """Arithmetic with a horizon: for x_1 .. x_H write the running sums z_i = z_(i-1) + x_i modulo B.
+
+    With `free` = 1 a step is y_i z_i, with y_i of one's own choice and z_i = z_(i-1) + y_i + x_i: B^H answers are right
+    of B^2H. B = 2 is then the chain of parities (AdaBack 2506.18110).
+    """
+
+    def __init__(self, horizon: int = 8, B: int = 4, free: int = 0):
+        super().__init__(horizon, B, 1 + free)
+        self.prompt_tokens = horizon + 1
+
+    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+        x, y = rng.integers(0, self.B, (2, self.horizon))
+        y *= self.digits - 1
+        z = (x + y).cumsum() % self.B
+        return self.pose(x.tolist(), self.steps(np.stack([y, z], 1)[:, -self.digits :]))
+
+    def pose(self, numbers: list[int], demo: list[str]) -> Problem:
+        return Problem("".join(map(str, numbers)) + "\n", demo, numbers)
+
+    def parse(self, text: str) -> Problem:
+        """A user's own problem, like "31020312"."""
+        if len(text) != self.horizon or not set(text) <= self.choices:
+            raise ValueError(f"cannot read {text[:60]!r}: expected {self.horizon} digits below {self.B}")
+        return self.pose([int(x) for x in text], [])
+
+    def key(self, problem: Problem) -> str:
+        return problem.prompt
+
+    def reward(self, problem: Problem, answer: str) -> float:
+        if not self.is_walk(answer):
+            return 0.0
+        z = 0
+        for i, x in enumerate(problem.numbers):
+            step = answer[i * self.digits :][: self.digits]  # "yz" or "z"
+            z = (z + x + int(step[:-1] or 0)) % self.B
+            if step[-1] != str(z):
+                return self.WRONG
+        return 1.0
+
+
+TASKS = {"countdown": Countdown, "tree": Tree, "chain": Chain}

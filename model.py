@@ -70,13 +70,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V)."""
+    """Token ids (B, T) -> logits (B, T, V) of the first V words: those that may be written."""
 
-    def __init__(self, vocab: int, n_layer: int, width: int, max_len: int, D: int = 16):
+    def __init__(self, vocab: int, n_layer: int, width: int, max_len: int, D: int = 16, writable: int | None = None):
         super().__init__()
         if width % D:
             raise ValueError(f"--width {width}: expected a multiple of {D}, the size of an attention head")
-        self.n_head = n_head = width // D
+        self.n_head, self.writable = (n_head := width // D), writable
         self.embed = nn.Embedding(vocab, width)
         self.blocks = nn.ModuleList(Block(width, n_head) for _ in range(n_layer))
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -99,7 +99,7 @@ class GPT(nn.Module):
         x = self.embed(tokens)  # (B, T, C)
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
-        return F.linear(self.norm(x), self.embed.weight)
+        return F.linear(self.norm(x), self.embed.weight[: self.writable])
 
 
 def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:

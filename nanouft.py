@@ -85,9 +85,8 @@ def rollout(
 
     reward, best = [], [task.best(p) for p in problems]
     for i, (tail, n) in enumerate(zip(new.tolist(), count.tolist(), strict=True)):
-        answer = given[i // group] + tail[:n]
-        ended = answer[-1:] == [task.end]  # what has no end is no answer
-        reward.append(task.reward(problems[i // group], task.decode(answer[:-1])) if ended else 0.0)
+        answer = task.read(given[i // group] + tail[:n])
+        reward.append(0.0 if answer is None else task.reward(problems[i // group], answer))
     reward = torch.tensor(reward, device=device)
     return Rows(
         tokens=tokens.scatter(1, where, new),
@@ -126,8 +125,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. The value says
     nothing then: it is the sum of A_i * length_i, about 0, since the advantages of a group sum to 0.
     """
-    inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:, None]  # column t predicts token t + 1
-    hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
+    inputs, hint, suffix = rows.tokens[:, :-1], rows.hint[:, 1:], rows.suffix[:, 1:]
+    targets = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]  # column t predicts token t + 1
     # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
     temperature = torch.where(suffix, cfg.temperature, 1.0)[:, :, None]
     distribution = F.log_softmax(model(inputs) / temperature, dim=-1)  # (N, T-1, V)

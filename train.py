@@ -47,6 +47,11 @@ class Config:
     limit: int = flag(50, "countdown: no intermediate result of a demonstration is larger", 2)
     low: int = flag(10, "countdown: the smallest target", 1)
     unseen: int = flag(7, "countdown: problems with this number stay out of training, for the 'unseen' test")
+    # tree and chain
+    horizon: int = flag(8, "tree, chain: H, the steps of an answer", 1, 64)
+    B: int = flag(4, "tree: choices at each step; chain: the modulus", 2, 10)
+    fork: int = flag(0, "tree: so many steps before its end the demonstration leaves the best path, for half of it")
+    free: int = flag(0, "chain: 1 adds a free digit to each step; with --B 2 that is the chain of parities", 0, 1)
     # splits
     demos: int = flag(1024, "problems with a demonstration to train on (the pool)", 1)
     validation: int = flag(512, "validation problems: for curves, grids and the choice of a checkpoint", 1)
@@ -54,7 +59,7 @@ class Config:
     # model and base training
     layers: int = flag(2, "blocks", 1)
     width: int = flag(64, "width, a multiple of 16 (the size of a head)", 16)
-    base_steps: int = flag(600, "steps of base training, each on 256 random plays")
+    base_steps: int = flag(600, "steps of base training, each on 256 random plays; 0: the base is an untrained model")
     # the step
     problems: int = flag(64, "problems a step", 1)
     group: int = flag(8, "rollouts a problem", 1)
@@ -74,10 +79,16 @@ class Config:
     gamma: float = flag(1.0, "SASR: factor on the warm-up's gradient norm")
     mix: float = flag(0.5, "mix: probability of a supervised step", 0, 1)
     eval_every: int = flag(50, "steps between validations; each writes a checkpoint", 1)
+    until: float = flag(2.0, "stop once the expected reward (trees) or the validation accuracy is this high; 2: never")
 
 
+SMALL = dict(validation=1, test=1, demos=8, problems=8, layers=1, width=32, base_steps=0, entropy_coef=0.02)
+DEFAULTS = {  # a task's own, on the command line
+    "tree": SMALL | dict(steps=600, hint_steps=240, warmup=30, eval_every=10),
+    "chain": dict(validation=256, base_steps=0, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
+}
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
-MAY_CHANGE = ["steps", "cache", "device"]  # when a run is resumed
+MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
 BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
 
@@ -115,7 +126,8 @@ def make_task(cfg: Config) -> Task:
 
 
 def make_model(cfg: Config, task: Task, weights: dict | None = None) -> GPT:
-    model = GPT(task.vocab, cfg.layers, cfg.width, task.prompt_tokens + task.answer_tokens)
+    longest = task.prompt_tokens + task.answer_tokens
+    model = GPT(task.vocab, cfg.layers, cfg.width, longest, writable=task.writable)
     model.load_state_dict(weights or model.state_dict())
     return model.to(pick_device(cfg))
 
@@ -129,7 +141,7 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
 def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
     """The test sets do not depend on the seed: every run reads the same."""
     sizes = {"pool": cfg.demos, "validation": cfg.validation, "test": cfg.test, "unseen": cfg.test}
-    return {name: task.split(name, size, cfg.seed if name == "pool" else 0) for name, size in sizes.items()}
+    return {name: task.split(name, sizes[name], cfg.seed if name == "pool" else 0) for name in task.SHARES}
 
 
 def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
@@ -160,59 +172,83 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
 # The run
 
 
+def solve(model: GPT, task: Task, problems: list[Problem], n: int = 1, generator=None) -> dict[str, float]:
+    """Without hints: the share of problems that one of n answers solves, and the mean reward. One is greedy."""
+    some = [problems[i : i + 1024 // n] for i in range(0, len(problems), 1024 // n)]
+    rows = [rollout(model, task, part, np.zeros(len(part), int), n, float(n > 1), generator) for part in some]
+    solved, reward = (torch.cat(x) for x in ([r.solved for r in rows], [r.reward for r in rows]))
+    return {"accuracy": solved.view(-1, n).any(1).float().mean().item(), "reward": reward.mean().item()}
+
+
 def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]], of: str = "") -> dict[str, float]:
-    """Without hints: greedy accuracy, the same on numbers that training never showed, one success in 8 samples."""
-    scores = {}
-    for name, n in (("test", 1), ("unseen", 1), ("pass@8", 8)) if cfg.test else ():
-        problems, generator = sets["test" if n > 1 else name], randomness(cfg, 4)[1]
-        parts = [problems[i : i + 1024 // n] for i in range(0, cfg.test, 1024 // n)]
-        rows = [rollout(model, task, p, np.zeros(len(p), int), n, float(n > 1), generator) for p in parts]
-        solved = torch.cat([r.solved for r in rows]).view(-1, n).any(1)
-        scores[name + of] = solved.float().mean().item()
-    return scores
+    """The same on numbers that training never showed, and one success in 8 samples."""
+    wanted = {"test": sets["test"], "unseen": sets.get("unseen"), "pass@8": sets["test"]}
+    n, generator = {"pass@8": 8}, randomness(cfg, 4)[1]
+    return {k + of: solve(model, task, p, n.get(k, 1), generator)["accuracy"] for k, p in wanted.items() if p}
 
 
-def claim(runs: list[Config]) -> None:
-    """Take a folder for each run. None of them may hold another: then none is touched."""
-    if held := [cfg.out for cfg in runs if (Path(cfg.out) / "config.json").exists()]:
-        raise ValueError(f"{held[0]} holds a run already: --resume goes on and shows its table, or choose an --out")
-    for cfg in runs:
-        Path(cfg.out).mkdir(parents=True, exist_ok=True)
-        (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
+@torch.no_grad()
+def exact(model: GPT, task: Task, problem: Problem) -> dict:
+    """A tree's E[r], exactly: all answers but its few leaves are worth the same. And the probability of each step
+    of the best path and of the demonstration, pi(a*_h | s*_h)."""
+    prompt, best_last = task.encode(problem.prompt), sorted(task.leaves, key=task.leaves.get)
+    tokens = torch.tensor([prompt + task.encode(leaf) for leaf in best_last], device=model.rotary.device)
+    distribution = torch.log_softmax(model(tokens[:, :-1]), dim=-1)
+    logp = distribution.gather(-1, tokens[:, 1:, None])[:, len(prompt) - 1 :, 0]  # (leaves, H)
+    gain = torch.tensor([task.leaves[leaf] - task.WRONG for leaf in best_last])
+    expected = task.WRONG + (logp.sum(1).exp() * gain).sum().item()
+    return {"expected_reward": expected, "best_path": logp[-1].exp().tolist(), "demo_path": logp[0].exp().tolist()}
+
+
+def score(record: dict) -> float:
+    """What validation goes by."""
+    return record.get("expected_reward", record["accuracy"])
+
+
+def saved_run(cfg: Config) -> dict:
+    """The checkpoint in the run's folder, if there is one. Of another run it must not be: nothing is overwritten."""
+    path = Path(cfg.out) / "checkpoint.pt"
+    saved = load(path) if cfg.out and path.exists() else {}
+    changed = [
+        n for n, x in asdict(cfg).items() if saved and n not in [*MAY_CHANGE, "out"] and saved["config"].get(n) != x
+    ]
+    if changed:
+        raise ValueError(f"{cfg.out} holds another run, which differs in {', '.join(changed)}: choose another --out")
+    if saved and saved["state"]["step"] > cfg.steps:
+        raise ValueError(f"{cfg.out} holds a run that is beyond --steps {cfg.steps}: ask for more, or choose an --out")
+    return saved
 
 
 stopped = []  # Ctrl-C, heard by a process of the command line; a run then ends between two steps, and saves
 
 
-def run(cfg: Config, resume: bool = False) -> list[dict]:
-    """Train one method. Returns its metrics, a dict for step 0 and for every step (README.md defines each of them)."""
+def run(cfg: Config) -> list[dict]:
+    """Train one method, from where its folder left off. Returns its metrics, a dict for step 0 and for every step
+    (README.md defines each of them)."""
     check(cfg)
-    if cfg.out and not resume:
-        claim([cfg])
-    task, method, out = make_task(cfg), METHODS[cfg.method], Path(cfg.out)
+    task, method, out, saved = make_task(cfg), METHODS[cfg.method], Path(cfg.out), saved_run(cfg)
     sets = splits(cfg, task)
     start = base_model(cfg, task, sets)
     model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))  # best: at its best validation
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
     parts = {"model": model, "best": best, "optimizer": optimizer}
-    state, metrics = {"step": 0, "memory": {}, "chosen_step": 0, "chosen_accuracy": -1.0}, []
-    if resume and (out / "checkpoint.pt").exists():
-        saved = load(out / "checkpoint.pt")
-        changed = [n for n, v in asdict(cfg).items() if n not in [*MAY_CHANGE, "out"] and saved["config"].get(n) != v]
-        if changed or saved["state"]["step"] > cfg.steps:
-            why = f"it differs in {', '.join(changed)}" if changed else f"it is beyond --steps {cfg.steps}"
-            raise ValueError(f"{out}/checkpoint.pt is not of this run: {why}")
+    state, metrics = {"step": 0, "memory": {}, "chosen_step": 0, "chosen_score": -1.0}, []
+    if saved:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         state, metrics = saved["state"], saved["metrics"]
 
     def validate(record: dict) -> dict:
-        rows = rollout(model, task, sets["validation"], np.zeros(cfg.validation, int), 1, 0.0)
-        accuracy = rows.solved.float().mean().item()
-        if accuracy > state["chosen_accuracy"]:
-            state.update(chosen_step=record["step"], chosen_accuracy=accuracy)
+        found = solve(model, task, sets["validation"])
+        record = found | record | {"accuracy": found["accuracy"], "evaluated": True}  # "reward" is the step's own
+        record |= exact(model, task, sets["pool"][0]) if task.leaves else {}
+        if score(record) > state["chosen_score"]:
+            state.update(chosen_step=record["step"], chosen_score=score(record))
             best.load_state_dict(model.state_dict())
-        return {"reward": rows.reward.mean().item()} | record | {"accuracy": accuracy, "evaluated": True}
+        return record
+
+    def over(record: dict) -> bool:
+        return record["step"] == cfg.steps or ("evaluated" in record and score(record) >= cfg.until)
 
     def checkpoint() -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
@@ -223,6 +259,8 @@ def run(cfg: Config, resume: bool = False) -> list[dict]:
     metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
     bar = tqdm(range(state["step"], cfg.steps), cfg.method, cfg.steps, initial=state["step"], **BAR)
     for t in bar:
+        if over(metrics[-1]):
+            break
         if stopped:
             checkpoint()
             raise KeyboardInterrupt
@@ -233,10 +271,10 @@ def run(cfg: Config, resume: bool = False) -> list[dict]:
         record = train_step(method, model, base, [optimizer], task, problems, step, generator)
         record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
         record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
-        state["step"], last = t + 1, t + 1 == cfg.steps
-        if due := last or (t + 1) % cfg.eval_every == 0:
+        state["step"] = t + 1
+        if due := t + 1 == cfg.steps or (t + 1) % cfg.eval_every == 0:
             record = validate(record)
-        if last:
+        if over(record):
             after, chosen = test_scores(model, task, cfg, sets), test_scores(best, task, cfg, sets, "_chosen")
             record |= after | chosen | start["scores"] | {"chosen_step": state["chosen_step"]}
         metrics.append(record)
@@ -284,8 +322,11 @@ def new_runs(flags: dict, methods: list[str], job: Path) -> list[Config]:
     runs = [replace(Config(**flags), method=m, out=str(job / m)) for m in dict.fromkeys(methods)]
     for cfg in runs:
         check(cfg)
+        saved_run(cfg)
     splits(runs[0], make_task(runs[0]))  # do so many problems exist?
-    claim(runs)
+    for cfg in runs:
+        Path(cfg.out).mkdir(parents=True, exist_ok=True)
+        (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
     return runs
 
 
@@ -307,9 +348,9 @@ def prepare(lock, lines) -> None:
     signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
 
 
-def run_all(runs: list[Config], work: Callable = run, **more) -> list:
-    """Side by side, each in a process of its own: what work(cfg, **more) returned, or else what it raised. Ctrl-C is
-    theirs to hear: this process passes it on, and waits."""
+def run_all(runs: list[Config], work: Callable = run) -> list:
+    """Side by side, each in a process of its own: what work(cfg) returned, or else what it raised. Ctrl-C is theirs to
+    hear: this process passes it on, and waits."""
     jobs = min(len(runs), os.cpu_count() or 1) if pick_device(runs[0]).type == "cpu" else 1
     spawn, children = multiprocessing.get_context("spawn"), multiprocessing.active_children
     tqdm.set_lock(spawn.RLock())
@@ -318,7 +359,7 @@ def run_all(runs: list[Config], work: Callable = run, **more) -> list:
         lines.put(i)
     before = signal.signal(signal.SIGINT, lambda *_: [os.kill(p.pid, signal.SIGINT) for p in children()])
     with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock(), lines]) as pool:
-        futures = [pool.submit(work, cfg, **more) for cfg in runs]
+        futures = [pool.submit(work, cfg) for cfg in runs]
         outcomes = [f.exception() or f.result() for f in futures]
     signal.signal(signal.SIGINT, before)
     return outcomes
@@ -329,6 +370,7 @@ def main(argv: list[str] | None = None) -> None:
 
     flags = parse(argv)
     ask, resume, listing = (flags.pop(name, None) for name in ("ask", "resume", "list"))
+    flags = DEFAULTS.get(flags.get("task"), {}) | flags
     cfg = replace(Config(), **{name: x for name, x in flags.items() if name != "method"})
     job = Path(resume or cfg.out or f"out/{cfg.task}-seed{cfg.seed}")
     if listing:
@@ -345,7 +387,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.flush()
     try:
         base_model(first, make_task(first), splits(first, make_task(first)))
-        outcomes = run_all(runs, resume=True)
+        outcomes = run_all(runs)
     except KeyboardInterrupt as stop:
         outcomes = [stop]
     if any(isinstance(x, KeyboardInterrupt) for x in outcomes):

@@ -20,24 +20,16 @@ def methods_table() -> str:
 
 def table(results: dict[str, list[dict]]) -> str:
     """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
-    columns = [
-        "test",
-        "test_chosen",
-        "chosen_step",
-        "unseen",
-        "pass@8",
-        "rollouts",
-        "sampled_tokens",
-        "demo_tokens",
-        "seconds",
-    ]
+    columns = "expected_reward test test_chosen chosen_step unseen pass@8 rollouts sampled_tokens demo_tokens seconds"
+    columns = [c for c in columns.split() if any(c in metrics[-1] for metrics in results.values())]
     rows = {name: metrics[-1] for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
-    text = "method  " + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
+    text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
-        text += f"\n{name:8s}"
+        text += f"\n{name:12s}"
         for c in columns:
-            shown = "" if c not in row else f"{row[c]:.1%}" if c in [*base, "test_chosen"] else f"{row[c]:,.0f}"
+            percent = c in [*base, "test_chosen", "expected_reward"]
+            shown = "" if c not in row else f"{row[c]:.1%}" if percent else f"{row[c]:,.0f}"
             text += f"{shown:>{len(c) + 3}s}"
     return text
 
@@ -51,14 +43,16 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     left, right = figure.subplots(1, 2)
     for name, runs in results.items():
         steps = [m["step"] for m in runs[0] if "evaluated" in m]
-        accuracy = np.array([[100 * m["accuracy"] for m in run if "evaluated" in m] for run in runs])
-        (curve,) = left.plot(steps, accuracy.mean(0), label=name)
-        left.fill_between(steps, accuracy.min(0), accuracy.max(0), color=curve.get_color(), alpha=0.15, lw=0)
+        what = "expected_reward" if "expected_reward" in runs[0][0] else "accuracy"
+        score = np.array([[100 * m[what] for m in run if "evaluated" in m] for run in runs])
+        (curve,) = left.plot(steps, score.mean(0), label=name)
+        left.fill_between(steps, score.min(0), score.max(0), color=curve.get_color(), alpha=0.15, lw=0)
         solved = np.array([(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m])
         blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
         right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
     left.legend(frameon=False)
-    left.set(title="validation accuracy: greedy, no hints", xlabel="step", ylabel="%")
+    titles = {"accuracy": "validation accuracy: greedy, no hints", "expected_reward": "expected reward, no hints"}
+    left.set(title=titles[what], xlabel="step", ylabel="%")
     right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)

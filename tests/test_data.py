@@ -139,3 +139,74 @@ def test_checker_on_wrong_and_hostile_answers(task, reward, answers):
 def test_malformed_question_is_a_clear_error(task, text):
     with pytest.raises(ValueError, match="expected 4 whole numbers, -> and a target|too large"):
         task.parse(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trees and chains
+
+
+def walks(B: int, length: int) -> list[str]:
+    return ["".join(map(str, w)) for w in itertools.product(range(B), repeat=length)]
+
+
+@pytest.mark.parametrize(("B", "horizon", "fork"), [(2, 6, 0), (3, 5, 2), (4, 4, 1), (3, 3, 3)])
+def test_a_tree_has_one_good_leaf_and_a_fork_leads_to_half_of_it(B, horizon, fork):
+    """A second good leaf; a demonstration that never leaves the best path, or leaves it elsewhere."""
+    for seed in range(20):
+        tree = TASKS["tree"](horizon=horizon, B=B, fork=fork, seed=seed)
+        problem = tree.problem(np.random.default_rng(seed))
+        assert problem is tree.problem(None) and tree.split("test", 3, 0) == [problem] * 3
+        worth = {walk: tree.reward(problem, walk) for walk in walks(B, horizon)}
+        demo, (best,) = "".join(problem.demo), [walk for walk, r in worth.items() if r == 1.0]
+        assert sorted(worth.values())[:-1] == [0.1] * (B**horizon - 2) + [0.5 if fork else 0.1]
+        assert worth[demo] == tree.best(problem) == (0.5 if fork else 1.0)
+        apart = [h for h in range(horizon) if demo[h] != best[h]]
+        assert apart[:1] == [horizon - fork][:fork]  # where they part
+    trees = [TASKS["tree"](seed=seed) for seed in (0, 0, 1)]
+    assert trees[0].leaves == trees[1].leaves != trees[2].leaves
+
+
+@pytest.mark.parametrize(("B", "horizon", "free"), [(2, 6, 0), (3, 4, 0), (2, 4, 1), (3, 2, 1)])
+def test_of_a_chains_answers_one_in_B_to_the_H_is_right(B, horizon, free):
+    """A step that is not checked makes the wall lower; one that a right answer fails, higher."""
+    chain, rng = TASKS["chain"](horizon=horizon, B=B, free=free), np.random.default_rng(0)
+    for _ in range(10):
+        problem = chain.problem(rng)
+        assert chain.reward(problem, "".join(problem.demo)) == chain.best(problem) == 1.0
+        assert len(problem.demo) == horizon and len(chain.encode(problem.prompt)) == chain.prompt_tokens
+        worth = [chain.reward(problem, walk) for walk in walks(B, horizon * (1 + free))]
+        assert worth.count(1.0) == B ** (horizon * free) and worth.count(0.1) == len(worth) - worth.count(1.0)
+
+
+def test_chains_by_hand():
+    chain, parities = TASKS["chain"](horizon=4, B=4), TASKS["chain"](horizon=3, B=2, free=1)
+    assert chain.reward(chain.parse("3102"), "3002") == 1.0  # 3, 3+1, 0+0, 0+2 modulo 4
+    assert chain.reward(chain.parse("3102"), "3003") == chain.reward(chain.parse("3102"), "2002") == 0.1
+    assert parities.reward(parities.parse("101"), "011010") == 1.0  # y z: 0+1, 1+1+0, then 1+0+1 = 0 modulo 2
+    assert parities.reward(parities.parse("101"), "001010") == 0.1
+
+
+@pytest.mark.parametrize("name", ["tree", "chain"])
+def test_what_is_no_walk_earns_nothing(name):
+    task = TASKS[name](horizon=4, B=4)
+    problem = task.problem(np.random.default_rng(0))
+    right = "".join(problem.demo)
+    for text in ("", right[:-1], right + "0", right + "\n", right[:-1] + "4", right[:-1] + "٣", "0" * 10_000_000):
+        assert task.reward(problem, text) == 0.0
+    assert sum(task.units(problem), []) == task.encode(right) and task.writable == 4
+    assert max(task.encode(right)) < task.writable <= min(task.end, task.pad, *task.encode("\n"))
+
+
+def test_chain_splits_share_no_problem():
+    chain = TASKS["chain"](horizon=6)
+    sizes = {"pool": 1000, "validation": 200, "test": 500}
+    prompts = {name: {p.prompt for p in chain.split(name, n, 0)} for name, n in sizes.items()}
+    assert {name: len(p) for name, p in prompts.items()} == sizes
+    for a, b in itertools.combinations(prompts, 2):
+        assert not prompts[a] & prompts[b]
+
+
+@pytest.mark.parametrize("text", ["", "312", "31024", "3104", "31x2"])
+def test_malformed_chain_is_a_clear_error(text):
+    with pytest.raises(ValueError, match="expected 4 digits below 4"):
+        TASKS["chain"](horizon=4, B=4).parse(text)

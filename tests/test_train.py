@@ -56,7 +56,7 @@ def test_five_steps_and_five_more_are_ten(tiny, tmp_path, method):
     whole = run(replace(tiny, method=method, out=str(tmp_path / "whole")))
     half = replace(tiny, method=method, out=str(tmp_path / "half"), steps=5, test=0)
     run(half)
-    resumed = run(replace(half, steps=10), resume=True)
+    resumed = run(replace(half, steps=10))
     assert [m["step"] for m in resumed] == list(range(11))
     same = [m.keys() & h.keys() - {"seconds"} for m, h in zip(whole, resumed, strict=True)]
     assert [{k: m[k] for k in keys} for m, keys in zip(whole, same, strict=True)] == [
@@ -182,9 +182,11 @@ def test_a_folder_that_holds_a_run_is_left_alone(cache, tmp_path):
     folder = tmp_path / "uft"
     run(Config(**TINY, cache=cache, out=str(folder)))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(ValueError, match="holds a run already: --resume goes on"):
-        main(flags(cache, out=tmp_path, method="uft"))
+    with pytest.raises(ValueError, match="holds another run, which differs in lr: choose another --out"):
+        main(flags(cache, out=tmp_path, method="uft", lr=0.5))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    main(flags(cache, out=tmp_path, method="uft"))  # the same command again: finished, so it shows its table
+    assert (folder / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
 
 
 def test_damaged_and_foreign_checkpoints(tiny, tmp_path):
@@ -194,7 +196,7 @@ def test_damaged_and_foreign_checkpoints(tiny, tmp_path):
     ours, theirs = tmp_path / "a" / "checkpoint.pt", tmp_path / "b" / "checkpoint.pt"
     good = ours.read_bytes()
     ours.write_bytes(theirs.read_bytes())
-    with pytest.raises(ValueError, match="not of this run: it differs in lr"):
+    with pytest.raises(ValueError, match="holds another run, which differs in lr"):
         main(["--resume", str(tmp_path / "a")])
     for damage in (good[: len(good) // 2], b"", b"hello"):
         ours.write_bytes(damage)
@@ -235,7 +237,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(cache, tmp_path, everyone):
     assert [m["step"] for m in saved["metrics"]] == list(range(step + 1))
     main(["--resume", str(job / "uft"), "--steps", str(step + 1)])
     assert train.load(job / "uft" / "checkpoint.pt")["state"]["step"] == step + 1
-    with pytest.raises(ValueError, match=f"not of this run: it is beyond --steps {step}"):
+    with pytest.raises(ValueError, match=f"holds a run that is beyond --steps {step}"):
         main(["--resume", str(job / "uft"), "--steps", str(step)])
 
 

@@ -1,0 +1,132 @@
+"""The runs of horizon.ipynb: which, with what settings, and how they are drawn.
+
+python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about 25 minutes
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from notebooks.lab import measured  # noqa: E402
+from train import DEFAULTS, Config  # noqa: E402
+
+GRID = {
+    "lr": (3e-4, 1e-3, 3e-3),
+    "entropy_coef": (0.0, 0.02, 0.1),
+    "hint_coef": (0.02, 0.1, 0.5),
+    "warmup": (10, 30, 100),
+}
+ARMS = {  # what of the grid makes a difference to which method
+    "sft": ["lr"],
+    "rft": ["lr", "entropy_coef"],
+    "sft_rft": ["lr", "entropy_coef", "warmup"],
+    "r3": ["lr", "entropy_coef"],
+    "cosine": ["lr", "entropy_coef"],
+    "hint_only": ["lr", "hint_coef"],
+    "uft": ["lr", "entropy_coef", "hint_coef"],
+    "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
+    "sasr": ["lr", "entropy_coef", "warmup"],
+}
+GRID_SEEDS = range(100, 105)  # trees that no figure shows
+ROLLOUTS = 64  # a step: 8 draws of a hint, 8 rollouts from each
+
+
+def tree(method: str, H: int, seed: int, **more) -> Config:
+    """A forked tree, until the expected reward is 0.9 or the steps are used up."""
+    common = dict(task="tree", method=method, horizon=H, fork=2, seed=seed, test=0, until=0.9, eval_every=5, steps=800)
+    return Config(**DEFAULTS["tree"] | common | {"hint_steps": 30 * H} | more)
+
+
+def cells(method: str) -> list[dict]:
+    names = ARMS[method]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
+
+
+def runs_of(method: str, H: int, some: list[dict]) -> list[list[dict]]:
+    """Of each of some cells, a result for each seed."""
+    found = measured("grid", [tree(method, H, seed, **cell) for cell in some for seed in GRID_SEEDS])
+    return [found[i * len(GRID_SEEDS) :][: len(GRID_SEEDS)] for i in range(len(some))]
+
+
+def took(result: dict, what: str = "rollouts") -> float:
+    """Rollouts (or sampled tokens) to 0.9; a run that did not get there counts as if hints had saved it none."""
+    return result[what] * (1 if result["reached"] else ROLLOUTS * result["step"] / max(result["rollouts"], 1))
+
+
+def summary(results: list[dict]) -> tuple[int, float, float]:
+    """Seeds at 0.9; median of what they took; mean expected reward at the end."""
+    reached, score = sum(x["reached"] for x in results), np.mean([x["score"] for x in results])
+    return reached, float(np.median([took(x) for x in results])), float(score)
+
+
+def finalists(method: str) -> list[dict]:
+    """The arm's best three cells at H = 6, the best of all at H = 6 and H = 12 first: most seeds, then least taken."""
+
+    def best(some: list[dict], *horizons: int) -> list[dict]:
+        scores = zip(*([summary(x) for x in runs_of(method, H, some)] for H in horizons), strict=True)
+        rank = [(-sum(x[0] for x in hs), sum(x[1] for x in hs), -sum(x[2] for x in hs)) for hs in scores]
+        return [some[i] for i in sorted(range(len(some)), key=rank.__getitem__)]
+
+    return best(best(cells(method), 6)[:3], 6, 12)
+
+
+def tuned(method: str) -> dict:
+    return finalists(method)[0]
+
+
+def race(
+    arms: dict[str, tuple[str, dict]], horizons: list[int], seeds: range, cap: int, name="horizon", **more
+) -> dict:
+    """{arm: {H: a result for each seed}}; an arm is a method and its settings."""
+    cells = [(arm, H) for arm in arms for H in horizons]
+    runs = [
+        tree(arms[arm][0], H, seed, steps=cap // ROLLOUTS, **arms[arm][1] | more) for arm, H in cells for seed in seeds
+    ]
+    results, found = iter(measured(name, runs)), {arm: {} for arm in arms}
+    for arm, H in cells:
+        found[arm][H] = [next(results) for _ in seeds]
+    return found
+
+
+def curve(results: dict[int, list[dict]], what: str = "rollouts") -> tuple[np.ndarray, ...]:
+    """Horizons, and the quartiles over seeds (25 %, median, 75 %) of what the runs took."""
+    quartiles = [np.percentile([took(x, what) for x in some], (25, 50, 75)) for some in results.values()]
+    return np.array(list(results)), *np.array(quartiles).T
+
+
+def slope(results: dict[int, list[dict]], horizons: list[int], power: bool) -> float:
+    """Of ln(median rollouts) against H or, for a power law, against ln H."""
+    H, _, median, _ = curve({h: results[h] for h in horizons})
+    return float(np.polyfit(np.log(H) if power else H, np.log(median), 1)[0])
+
+
+def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
+    """Medians with quartiles; a hollow mark where at least half of the seeds never got there."""
+    for i, (arm, some) in enumerate(results.items()):
+        H, low, median, high = curve(some, what)
+        color = f"C{i % 10}"
+        failed = np.array([summary(x)[0] * 2 <= len(x) for x in some.values()])
+        axis.plot(H, median, color=color, lw=1.5, ls="-" if i < 10 else "--", label=arm)
+        axis.fill_between(H, low, high, color=color, alpha=0.12, lw=0)
+        axis.plot(H[~failed], median[~failed], "o", color=color, ms=4)
+        axis.plot(H[failed], median[failed], "^", color=color, mfc="white", ms=7)
+    axis.set(yscale="log", xlabel="horizon H", ylabel=what.replace("_", " "))
+
+
+def main() -> None:
+    """The grid: seeds at 0.9, rollouts taken, expected reward at H = 6, and for the best three also at H = 12."""
+    for method in ARMS:
+        top = finalists(method)
+        second = dict(zip(map(str, top), runs_of(method, 12, top), strict=True))
+        for cell, first in zip(cells(method), runs_of(method, 6, cells(method)), strict=True):
+            line = f"{method:12s}" + f"{', '.join(f'{name} {x:g}' for name, x in cell.items()):48s}"
+            for some in (first, second.get(str(cell))):
+                line += "{:2d}{:9,.0f}{:6.2f}   ".format(*summary(some)) if some else ""
+            print(line + "<- chosen" * (cell == top[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Many runs, each in a few numbers, kept in a file: what the notebooks measure with."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from train import Config, run, run_all, score
+
+QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
+
+
+def measure(cfg: Config) -> dict:
+    """A run in short. score: a tree's expected reward, or else validation accuracy; points: one for each evaluation."""
+    metrics = run(cfg)
+    points = [m for m in metrics if "evaluated" in m]
+    scores = [score(m) for m in points]
+    steps = zip(metrics, metrics[1:], strict=False)
+    found = np.cumsum([m.get("explored_solved", 0.0) * (m["rollouts"] - last["rollouts"]) for last, m in steps])
+    return {
+        "reached": scores[-1] >= cfg.until,
+        "score": scores[-1],
+        **{name: metrics[-1][name] for name in ("step", "rollouts", "sampled_tokens", "seconds")},
+        "first_found": next((m["rollouts"] for m, n in zip(metrics[1:], found, strict=True) if n), None),
+        "found": round(found[-1]),  # rollouts that ended at least as well as the demonstration
+        "points": [
+            [m["rollouts"], round(x, 4), round(([0, *found])[m["step"]])] for m, x in zip(points, scores, strict=True)
+        ],
+    }
+
+
+def measured(name: str, runs: list[Config], points: bool = False) -> list[dict]:
+    """measure() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    kept = json.loads(path.read_text()) if path.exists() and not QUICK else {}
+    default = asdict(Config())
+    keys = [json.dumps({k: v for k, v in asdict(cfg).items() if v != default[k]}) for cfg in runs]
+    missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
+    start = time.perf_counter()
+    for key, x in zip(missing, run_all(list(missing.values()), measure), strict=True) if missing else ():
+        if isinstance(x, BaseException):
+            raise x
+        kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
+    if missing:
+        print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
+    if missing and not QUICK:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
+    return [kept[key] for key in keys]
