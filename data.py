@@ -35,6 +35,7 @@ class Task:
     SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100), "unseen": (0, 100)}  # percent of all problems
 
     leaves: dict[str, float] = {}  # where they can be listed: the answers that are worth more than all others
+    random_play = None  # where there are rules to learn before any method: rng -> a problem and legal play in it
 
     def __init__(self, words: list[str]):
         self.end, self.pad, self.vocab, self.alphabet = len(words), len(words) + 1, len(words) + 2, set("".join(words))

@@ -59,7 +59,7 @@ class Config:
     # model and base training
     layers: int = flag(2, "blocks", 1)
     width: int = flag(64, "width, a multiple of 16 (the size of a head)", 16)
-    base_steps: int = flag(600, "steps of base training, each on 256 random plays; 0: the base is an untrained model")
+    base_steps: int = flag(600, "countdown: steps of base training, each on 256 random plays")
     # the step
     problems: int = flag(64, "problems a step", 1)
     group: int = flag(8, "rollouts a problem", 1)
@@ -82,10 +82,10 @@ class Config:
     until: float = flag(2.0, "stop once the expected reward (trees) or the validation accuracy is this high; 2: never")
 
 
-SMALL = dict(validation=1, test=1, demos=8, problems=8, layers=1, width=32, base_steps=0, entropy_coef=0.02)
+SMALL = dict(validation=1, test=1, demos=8, problems=8, group=32, layers=1, width=32, entropy_coef=0.1)
 DEFAULTS = {  # a task's own, on the command line
-    "tree": SMALL | dict(steps=600, hint_steps=240, warmup=30, eval_every=10),
-    "chain": dict(validation=256, base_steps=0, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
+    "tree": SMALL | dict(steps=400, hint_steps=240, warmup=30, eval_every=10),
+    "chain": dict(validation=256, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
 }
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
@@ -157,15 +157,17 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
     muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    for t in (bar := tqdm(range(cfg.base_steps), "base model", **BAR)):
+    for t in (bar := tqdm(range(cfg.base_steps if task.random_play else 0), "base model", **BAR)):
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
         rng, generator = randomness(cfg, 3, t)
         plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
         record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
         bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-    save(path, {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets, "_base")})
-    return load(path)
+    content = {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets, "_base")}
+    if task.random_play:
+        save(path, content)
+    return content
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,13 +210,13 @@ def score(record: dict) -> float:
 def saved_run(cfg: Config) -> dict:
     """The checkpoint in the run's folder, if there is one. Of another run it must not be: nothing is overwritten."""
     path = Path(cfg.out) / "checkpoint.pt"
-    saved = load(path) if cfg.out and path.exists() else {}
-    changed = [
-        n for n, x in asdict(cfg).items() if saved and n not in [*MAY_CHANGE, "out"] and saved["config"].get(n) != x
-    ]
+    if not cfg.out or not path.exists():
+        return {}
+    saved = load(path)
+    changed = [n for n, x in asdict(cfg).items() if n not in [*MAY_CHANGE, "out"] and saved["config"].get(n) != x]
     if changed:
         raise ValueError(f"{cfg.out} holds another run, which differs in {', '.join(changed)}: choose another --out")
-    if saved and saved["state"]["step"] > cfg.steps:
+    if saved["state"]["step"] > cfg.steps:
         raise ValueError(f"{cfg.out} holds a run that is beyond --steps {cfg.steps}: ask for more, or choose an --out")
     return saved
 

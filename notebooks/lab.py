@@ -32,10 +32,10 @@ def measure(cfg: Config) -> dict:
     }
 
 
-def measured(name: str, runs: list[Config], points: bool = False) -> list[dict]:
+def measured(name: str, runs: list[Config], points: bool = False, quick: bool = QUICK) -> list[dict]:
     """measure() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again."""
     path = Path(__file__).parent / "results" / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.exists() and not QUICK else {}
+    kept = json.loads(path.read_text()) if path.exists() and not quick else {}
     default = asdict(Config())
     keys = [json.dumps({k: v for k, v in asdict(cfg).items() if v != default[k]}) for cfg in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
@@ -46,7 +46,7 @@ def measured(name: str, runs: list[Config], points: bool = False) -> list[dict]:
         kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
     if missing:
         print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
-    if missing and not QUICK:
+    if missing and not quick:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
     return [kept[key] for key in keys]
