@@ -1,9 +1,0 @@
-import nbformat as nbf, sys
-nb=nbf.v4.new_notebook(); cells=[]
-def md(t): cells.append(nbf.v4.new_markdown_cell(t.strip("\n")))
-def code(t): cells.append(nbf.v4.new_code_cell(t.strip("\n")))
-exec(open("/tmp/nb_cells.py").read())
-nb.cells=cells
-for i,c in enumerate(cells): c["id"]=f"c{i}"
-nb.metadata={"kernelspec":{"display_name":"Python 3","language":"python","name":"python3"},"language_info":{"name":"python"}}
-nbf.write(nb,"/work/main/notebooks/horizon.ipynb")
