@@ -197,7 +197,7 @@ def exact(model: GPT, task: Task, problem: Problem) -> dict:
     tokens = torch.tensor([prompt + task.encode(leaf) for leaf in best_last], device=model.rotary.device)
     distribution = torch.log_softmax(model(tokens[:, :-1]), dim=-1)
     logp = distribution.gather(-1, tokens[:, 1:, None])[:, len(prompt) - 1 :, 0]  # (leaves, H)
-    gain = torch.tensor([task.leaves[leaf] - task.WRONG for leaf in best_last])
+    gain = torch.tensor([task.leaves[leaf] - task.WRONG for leaf in best_last], device=model.rotary.device)
     expected = task.WRONG + (logp.sum(1).exp() * gain).sum().item()
     return {"expected_reward": expected, "best_path": logp[-1].exp().tolist(), "demo_path": logp[0].exp().tolist()}
 
