@@ -146,7 +146,8 @@ def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
 
 def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
-    unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings."""
+    unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings.
+    Trees and chains have no rules to learn: there it is an untrained model."""
     settings = {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")} | options(cfg)
     path = Path(cfg.cache) / f"{'-'.join(map(str, settings.values()))}.pt"
     if path.exists():

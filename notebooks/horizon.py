@@ -1,6 +1,6 @@
-"""The runs of horizon.ipynb: which, with what settings, and how they are drawn.
+"""Runs on trees and chains of growing horizon: which, with what settings, and how they are drawn.
 
-python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about 20 minutes
+python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about half an hour
 """
 
 import itertools
