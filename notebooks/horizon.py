@@ -15,7 +15,7 @@ from train import DEFAULTS, Config  # noqa: E402
 
 GRID = {
     "lr": (1e-3, 3e-3),
-    "entropy_coef": (0.0, 0.02, 0.1),
+    "entropy_coef": (0.0, 0.02, 0.1, 0.3),
     "hint_coef": (0.02, 0.05, 0.1),
     "warmup": (10, 30, 100),
 }
@@ -30,7 +30,7 @@ ARMS = {  # what of the grid makes a difference to which method
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
 }
-GRID_SEEDS = range(100, 105)  # trees that no figure shows
+GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
 
 
@@ -44,7 +44,7 @@ def tree(method: str, H: int, seed: int, **more) -> Config:
 
 def chain(method: str, H: int, seed: int, B: int = 4, **more) -> Config:
     """256 rollouts a step on chains, until 90 % of the validation problems are solved. Few exist while H is small."""
-    sizes = dict(demos=min(1024, B**H // 2), validation=min(256, B**H // 12), test=0)
+    sizes = dict(demos=min(1024, B**H // 2), validation=min(256, B**H // 20), test=0)
     common = dict(task="chain", method=method, horizon=H, B=B, seed=seed, until=0.9, eval_every=10)
     return Config(**DEFAULTS["chain"] | common | sizes | more)
 
@@ -54,15 +54,18 @@ def cells(method: str) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
-def runs_of(method: str, H: int, some: list[dict]) -> list[list[dict]]:
+def runs_of(method: str, some: list[dict], H: int, seeds: range) -> list[list[dict]]:
     """Of each of some cells, a result for each seed."""
-    found = measured("grid", [tree(method, H, seed, **cell) for cell in some for seed in GRID_SEEDS], quick=False)
-    return [found[i * len(GRID_SEEDS) :][: len(GRID_SEEDS)] for i in range(len(some))]
+    found = measured("grid", [tree(method, H, seed, **cell) for cell in some for seed in seeds], quick=False)
+    return [found[i * len(seeds) :][: len(seeds)] for i in range(len(some))]
 
 
 def took(result: dict, what: str = "rollouts") -> float:
     """Rollouts (or sampled tokens) to 0.9; a run that did not get there counts as if hints had saved it none."""
-    return result[what] * (1 if result["reached"] else ROLLOUTS * result["step"] / max(result["rollouts"], 1))
+    if result["reached"]:
+        return result[what]
+    spent = ROLLOUTS * result["step"]
+    return spent if what == "rollouts" else result[what] * spent / max(result["rollouts"], 1)
 
 
 def summary(results: list[dict]) -> tuple[int, float, float]:
@@ -71,19 +74,32 @@ def summary(results: list[dict]) -> tuple[int, float, float]:
     return reached, float(np.median([took(x) for x in results])), float(score)
 
 
-def finalists(method: str) -> list[dict]:
-    """The arm's best three cells at H = 6, the best of all at H = 6 and H = 16 first: most seeds, then least taken."""
+def rounds(method: str) -> list[tuple[list[dict], list[list[dict]]]]:
+    """How an arm is tuned: in each of three rounds some cells, the best first, and all their results so far.
 
-    def best(some: list[dict], *horizons: int) -> list[dict]:
-        scores = zip(*([summary(x) for x in runs_of(method, H, some)] for H in horizons), strict=True)
-        rank = [(-sum(x[0] for x in hs), sum(x[1] for x in hs), -sum(x[2] for x in hs)) for hs in scores]
-        return [some[i] for i in sorted(range(len(some)), key=rank.__getitem__)]
-
-    return best(best(cells(method), 6)[:3], 6, 16)
+    All cells at H = 6; the best five there, and whichever solved as many trees as the best, at H = 16; those that now
+    lead together, if they solve any, on ten more at H = 16. Best: most trees solved, then fewest rollouts, then the
+    highest expected reward.
+    """
+    some, results, found = cells(method), {}, []
+    for H, seeds in GRID_TREES:
+        for cell, more in zip(some, runs_of(method, some, H, seeds), strict=True):
+            results.setdefault(str(cell), []).append(more)
+        ranks = {}
+        for cell in some:
+            solved, rollouts, score = np.array([summary(x) for x in results[str(cell)]]).sum(0)
+            ranks[str(cell)] = (-solved, rollouts, -score)
+        some = sorted(some, key=lambda cell: ranks[str(cell)])
+        found.append((some, [results[str(cell)][-1] for cell in some]))
+        lead = [cell for cell in some if ranks[str(cell)][0] == ranks[str(some[0])][0]]
+        some = max(some[:5], lead, key=len) if len(found) == 1 else lead
+        if len(some) == 1 or not any(x["reached"] for x in found[-1][1][0]):
+            break  # decided; or nothing to tell them apart by
+    return found
 
 
 def tuned(method: str) -> dict:
-    return finalists(method)[0]
+    return rounds(method)[-1][0][0]
 
 
 def race(
@@ -126,15 +142,15 @@ def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
 
 
 def main() -> None:
-    """The grid: seeds at 0.9, rollouts taken, expected reward at H = 6, and for the best three also at H = 16."""
+    """The grid: trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
     for method in ARMS:
-        top = finalists(method)
-        second = dict(zip(map(str, top), runs_of(method, 16, top), strict=True))
-        for cell, first in zip(cells(method), runs_of(method, 6, cells(method)), strict=True):
+        found = rounds(method)
+        for cell in cells(method):
             line = f"{method:12s}" + f"{', '.join(f'{name} {x:g}' for name, x in cell.items()):48s}"
-            for some in (first, second.get(str(cell))):
-                line += "{:2d}{:9,.0f}{:6.2f}   ".format(*summary(some)) if some else ""
-            print(line + "<- chosen" * (cell == top[0]))
+            for some, results in found:
+                if cell in some:
+                    line += "{:3d}{:9,.0f}{:6.2f}  ".format(*summary(results[some.index(cell)]))
+            print(line + "<- chosen" * (cell == tuned(method)))
 
 
 if __name__ == "__main__":
