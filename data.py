@@ -11,7 +11,8 @@ A task draws problems; a problem is a prompt and a demonstration, cut into the u
 """
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tiktoken
@@ -23,6 +24,7 @@ class Problem:
     demo: list[str] = field(default_factory=list)  # units; joined, they are the whole answer
     numbers: list[int] = field(default_factory=list)
     target: int = 0
+    answers: list[str] = field(default_factory=list)  # in place of a demonstration: answers to be scored
 
 
 class Task:
@@ -32,7 +34,7 @@ class Task:
     text contains: <end> closes an answer, so a model must learn to write it; <pad> fills rows and is never read.
     """
 
-    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100), "unseen": (0, 100)}  # percent of all problems
+    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100)}  # percent of all problems
 
     leaves: dict[str, float] = {}  # where they can be listed: the answers that are worth more than all others
     random_play = None  # where there are rules to learn before any method: rng -> a problem and legal play in it
@@ -90,6 +92,7 @@ class Countdown(Task):
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
     """
 
+    SHARES = Task.SHARES | {"unseen": (0, 100)}
     LONGEST = 2_000  # characters; more is no answer (Python refuses to read numbers of over 4,300 digits)
 
     def __init__(self, numbers: int = 4, high: int = 10, limit: int = 50, low: int = 10, unseen: int = 7):
@@ -178,6 +181,10 @@ def apply(a: int, op: str, b: int) -> int | None:
     return a + b if op == "+" else a - b if op == "-" else a * b
 
 
+def join(digits: Iterable[int]) -> str:
+    return "".join(map(str, digits))
+
+
 def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
@@ -200,7 +207,6 @@ class Walk(Task):
     one has nothing to learn from: that is the exponential wall, B^H answers high.
     """
 
-    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100)}
     WRONG = 0.1
 
     def __init__(self, horizon: int, B: int, digits: int = 1):
@@ -211,7 +217,7 @@ class Walk(Task):
 
     def steps(self, choices: np.ndarray) -> list[str]:
         """(H, digits) choices -> units."""
-        return ["".join(map(str, step)) for step in choices.reshape(self.horizon, self.digits)]
+        return [join(step) for step in choices.reshape(self.horizon, self.digits)]
 
     def is_walk(self, text: str) -> bool:
         return len(text) == self.answer_tokens and set(text) <= self.choices
@@ -274,7 +280,7 @@ class Chain(Walk):
         return self.pose(x.tolist(), self.steps(np.stack([y, z], 1)[:, -self.digits :]))
 
     def pose(self, numbers: list[int], demo: list[str]) -> Problem:
-        return Problem("".join(map(str, numbers)) + "\n", demo, numbers)
+        return Problem(join(numbers) + "\n", demo, numbers)
 
     def parse(self, text: str) -> Problem:
         """A user's own problem, like "31020312"."""
@@ -297,4 +303,48 @@ class Chain(Walk):
         return 1.0
 
 
-TASKS = {"countdown": Countdown, "tree": Tree, "chain": Chain}
+class Skills(Task):
+    """Two skills for one model, told apart by a tag, on six digits.
+
+    A, an instruction: reverse them and add 3 to each (modulo 10). It is taught by demonstrations. Reward 1.0: right.
+    B, a preference: sorted is best (1.0), reversed half as good (0.5). It is taught by scored answers of the base,
+    which copies, reverses, sorts, or writes any digits, whatever the tag. 0.1: any other six digits; 0: anything else.
+    """
+
+    DIGITS = 6
+
+    def __init__(self):
+        super().__init__([*"0123456789", "A", "B", "\n"])
+        self.prompt_tokens, self.answer_tokens = self.DIGITS + 2, self.DIGITS + 1
+        self.writable = self.end + 1  # anything but <pad>: what the base writes must be an answer
+
+    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+        return self.pose("AB"[rng.integers(2)], rng.integers(0, 10, self.DIGITS).tolist())
+
+    def random_play(self, rng: np.random.Generator) -> Problem:
+        problem, other = self.problem(rng), rng.integers(0, 10, self.DIGITS)
+        x = problem.numbers
+        return replace(problem, demo=[join([x, x[::-1], sorted(x), other][rng.integers(4)])])
+
+    def goals(self, tag: str, x: list[int]) -> dict[str, float]:
+        """The answers that are worth something."""
+        return {join((n + 3) % 10 for n in x[::-1]): 1.0} if tag == "A" else {join(x[::-1]): 0.5, join(sorted(x)): 1.0}
+
+    def pose(self, tag: str, x: list[int]) -> Problem:
+        return Problem(f"{tag}{join(x)}\n", list(*self.goals(tag, x)) if tag == "A" else [], x)
+
+    def parse(self, text: str) -> Problem:
+        """A user's own problem, like "A314159"."""
+        if text[:1] not in ("A", "B") or not is_number(text[1:]) or len(text) != self.DIGITS + 1:
+            raise ValueError(f"cannot read {text[:60]!r}: expected A or B and {self.DIGITS} digits, like A314159")
+        return self.pose(text[0], [int(digit) for digit in text[1:]])
+
+    def key(self, problem: Problem) -> str:
+        return problem.prompt
+
+    def reward(self, problem: Problem, answer: str) -> float:
+        well_formed = is_number(answer) and len(answer) == self.DIGITS
+        return self.goals(problem.prompt[0], problem.numbers).get(answer, 0.1 if well_formed else 0.0)
+
+
+TASKS = {"countdown": Countdown, "tree": Tree, "chain": Chain, "skills": Skills}

@@ -11,7 +11,7 @@ For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units
 
 l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
 choice of l, of c, of A, and of when to do which: a row of METHODS, at the end of this file. Look there first, then read
-down.
+down. (Learning from scored answers, as in DPO, is the same again: whole answers are given, and c follows from a score.)
 
 The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before fine-tuning. A
 *rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
@@ -29,10 +29,12 @@ What is kept of the papers, what is not, and why:
  3. SASR (2505.13026): a warm-up, then a coin whose bias is a ratio of gradient norms. The paper does not tell its
     hyper-parameters: call this "SASR, hyper-parameters ours".
  4. R3, stage and cosine are UFT's baselines, static is SASR's; hint_only and mix are controls of ours.
+ 5. Implicit-reward UFT (2410.21438): one stage for demonstrations and scored answers. Its loss becomes a coefficient c
+    like the others; log Z(x), which the paper sets to 0, is left out here too.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,16 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 # The one loss, and one optimizer step on it
 
 
+def log_probs(model: GPT, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all words (N, T-1, V), and of the rows' own (N, T-1). Column t is about token t + 1."""
+    given, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
+    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
+    temperature = torch.where(suffix, temperature, 1.0)[:, :, None]
+    distribution = F.log_softmax(model(rows.tokens[:, :-1]) / temperature, dim=-1)
+    words = torch.where(given | suffix, rows.tokens[:, 1:], 0)[:, :, None]
+    return distribution, distribution.gather(-1, words)[:, :, 0]
+
+
 def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it.
 
@@ -125,13 +137,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. The value says
     nothing then: it is the sum of A_i * length_i, about 0, since the advantages of a group sum to 0.
     """
-    inputs, hint, suffix = rows.tokens[:, :-1], rows.hint[:, 1:], rows.suffix[:, 1:]
-    targets = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]  # column t predicts token t + 1
-    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
-    temperature = torch.where(suffix, cfg.temperature, 1.0)[:, :, None]
-    distribution = F.log_softmax(model(inputs) / temperature, dim=-1)  # (N, T-1, V)
-    logp = distribution.gather(-1, targets)[:, :, 0]  # (N, T-1)
-
+    hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
+    distribution, logp = log_probs(model, rows, cfg.temperature)
     ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
     free = ratio * rows.advantage[:, None]
     clipped = ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * rows.advantage[:, None]
@@ -141,7 +148,7 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     terms = {"clip_ratio": suffix * (clipped < free)}
     if cfg.kl_coef:
         with torch.no_grad():
-            base_logp = F.log_softmax(base(inputs) / temperature, dim=-1).gather(-1, targets)[:, :, 0]
+            base_logp = log_probs(base, rows, cfg.temperature)[1]
         gap = torch.where(suffix, base_logp - logp, 0.0)
         # GRPO (4), "k3": -gap estimates KL(pi || base); exp(gap) - 1 is 0 on average and takes away noise and sign.
         terms["kl"] = gap.exp() - gap - 1
@@ -174,6 +181,43 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, s: "Step
     for optimizer in optimizers:
         optimizer.step()
     return totals
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses on whole answers with a score in [0, 1]. All that they see of the policy is r, an answer's implicit reward.
+
+
+def mse(r: Tensor, score: Tensor) -> Tensor:
+    """(sigmoid(r) - score)^2"""
+    return (r.sigmoid() - score).square()
+
+
+def bce(r: Tensor, score: Tensor) -> Tensor:
+    """cross-entropy of sigmoid(r) and [score = 1]"""
+    return F.binary_cross_entropy_with_logits(r, (score == 1).float(), reduction="none")
+
+
+def dpo(r: Tensor, score: Tensor) -> Tensor:
+    """-log sigmoid(r - r'), pairs with score > score'"""
+    better = score[:, :, None] > score[:, None]  # (P, G, G)
+    return -(better * F.logsigmoid(r[:, :, None] - r[:, None])).sum(2)
+
+
+@torch.no_grad()
+def implicit_rewards(model: GPT, base: GPT, rows: Rows, beta: float) -> Tensor:
+    """(N,) r = beta log(pi(y|x) / base(y|x)): the reward that pi would be the best policy for, if leaving the base cost
+    beta times the KL. (As in DPO, but for beta log Z(x): it cancels in a pair, and UNA sets it to 0.)"""
+    gap = log_probs(model, rows, 1.0)[1] - log_probs(base, rows, 1.0)[1]
+    return beta * (rows.hint[:, 1:] * gap).sum(1)
+
+
+def score_weights(loss: Callable, r: Tensor, score: Tensor, beta: float) -> Tensor:
+    """The coefficient c on each answer's tokens, (P, G) like r, whose gradient is the loss's: as r is beta log pi plus
+    a constant, c = -beta dloss/dr. For mse and a demonstration (score 1) and s = sigmoid(r), that is 2 beta s (1-s)^2:
+    SFT that puts itself out, once log pi is some 4 / beta above the base's."""
+    r = r.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(r, score).sum(), r)
+    return -beta * slope
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,6 +303,12 @@ def gradient_norm(s: Step) -> bool:
     return s.rng.random() < s.memory["p_sft"]
 
 
+def share_of_demos(method: "Method", s: Step) -> float:
+    """How many of the step's problems come with a demonstration, where others come with scored answers (`skills`)."""
+    imitates = method.supervised is always or (method.supervised is not never and first(s))
+    return 1.0 if imitates else s.cfg.share * method.demos
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The table, and the step that all of it shares
 
@@ -270,6 +320,8 @@ class Method:
     imitate: bool = False  # c on hint tokens: hint_coef, or 0
     reinforce: bool = True  # A on suffix tokens: group-normalised, or 0
     supervised: Callable[[Step], bool] = never
+    score: Callable[[Tensor, Tensor], Tensor] | None = None  # instead of rollouts, whole answers, and this loss on them
+    demos: bool = True  # problems with a demonstration, too, after the supervised stage
 
 
 METHODS = {
@@ -285,6 +337,13 @@ METHODS = {
     "sasr": Method("SASR 2505.13026", supervised=gradient_norm),
     "static": Method("SASR 2505.13026, baseline", supervised=alternate),
     "mix": Method("control", supervised=coin),
+    "implicit": Method("implicit UFT 2410.21438", score=mse),
+    "implicit_bce": Method("implicit UFT 2410.21438", score=bce),
+    "una": Method("UNA 2408.15339", score=mse, demos=False),
+    "sft_una": Method("implicit UFT, baseline", supervised=first, score=mse, demos=False),
+    "sft_dpo": Method("implicit UFT, baseline", supervised=first, score=dpo, demos=False),
+    "sft_una_replay": Method("control", supervised=first, imitate=True, score=mse),
+    "ce_una": Method("control", imitate=True, score=mse),
 }
 
 
@@ -295,14 +354,26 @@ def train_step(
     cfg, P, G = s.cfg, len(problems), s.cfg.group
     s.units = np.array([len(p.demo) for p in problems])
     supervised = method.supervised(s)
-    hints = s.units if supervised else method.hint(s)
-    rows = rollout(model, task, problems, hints, G, cfg.temperature, generator)
+    scored = method.score is not None and not supervised
+    hints = s.units if supervised or scored else method.hint(s)
+    if scored:  # nothing is sampled: a problem's scored answers are its rows, or its demonstration, whose score is 1
+        answers = [replace(p, demo=[a]) for p in problems for a in p.answers or ["".join(p.demo)] * G]
+        rows = rollout(model, task, answers, np.ones(P * G, int), 1)
+    else:
+        rows = rollout(model, task, problems, hints, G, cfg.temperature, generator)
     rewards = rows.reward.view(P, G)
     # Behind a full hint nothing is sampled and a group's rewards are equal: no suffix and A = 0, so nothing but SFT.
-    rows.advantage = method.reinforce * grpo_advantages(rewards).flatten()
+    rows.advantage = (method.reinforce and not supervised) * grpo_advantages(rewards).flatten()
     c = 1.0 if supervised else cfg.hint_coef * method.imitate
-    rows.hint_weight = c * G * (torch.arange(P * G, device=rows.tokens.device) % G == 0)
-    updates = [update(model, base, optimizers, rows, P * G * task.answer_tokens, s) for _ in range(cfg.updates)]
+    once = G * (torch.arange(P * G, device=rows.tokens.device) % G == 0)  # where all rows of a group share their hint
+    rows.hint_weight, updates = c * once, []
+    for _ in range(cfg.updates):
+        if scored:
+            r = implicit_rewards(model, base, rows, cfg.beta).view(P, G)
+            weight = score_weights(method.score, r, rewards, cfg.beta).flatten()
+            shared = torch.tensor([not p.answers for p in problems], device=once.device).repeat_interleave(G)
+            rows.hint_weight = torch.where(shared, (c if method.imitate else weight) * once, weight)
+        updates.append(update(model, base, optimizers, rows, P * G * task.answer_tokens, s))
     if supervised:
         norm = updates[0]["grad_norm"]
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
@@ -312,7 +383,7 @@ def train_step(
         **updates[-1],
         "reward": rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
         "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-        "hint_share": float(np.mean(hints / s.units)),
+        "hint_share": float(np.mean(hints / np.maximum(s.units, 1))),
         "supervised": int(supervised),
         "rollouts": int(explored.sum()),
         "sampled_tokens": sampled,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data import TASKS, Problem, Task
 from model import GPT, load, save
-from nanouft import METHODS, Step, rollout, train_step
+from nanouft import METHODS, Step, first, log_probs, rollout, share_of_demos, train_step
 
 
 def flag(default, text: str, least=0, most=10**9, names=()):
@@ -75,9 +75,14 @@ class Config:
     hint_steps: int = flag(420, "T_hint: no hints from this step on")
     hint_low: float = flag(0.05, "p(t) at the end of the hints", 0, 1)
     hint_high: float = flag(0.95, "p(t) at the start", 0, 1)
-    warmup: int = flag(350, "supervised steps that sft_rft, sasr, static and mix start with", 1)
+    warmup: int = flag(350, "supervised steps that sft_rft, sft_una, sasr and the like start with", 1)
     gamma: float = flag(1.0, "SASR: factor on the warm-up's gradient norm")
     mix: float = flag(0.5, "mix: probability of a supervised step", 0, 1)
+    # scored answers
+    beta: float = flag(0.03, "of the implicit reward, beta log(pi / reference)", 0.001)
+    share: float = flag(0.5, "skills: the share of demonstrations in a batch, after the warm-up", 0, 1)
+    second_lr: float = flag(0.0, "the learning rate after the warm-up of sft_rft, sft_una, ...; 0: as before")
+    reference: str = flag("base", "after that warm-up: the base, or what it made", names=("base", "sft"))
     eval_every: int = flag(50, "steps between validations; each writes a checkpoint", 1)
     until: float = flag(2.0, "stop once the expected reward (trees) or the validation accuracy is this high; 2: never")
 
@@ -86,8 +91,10 @@ SMALL = dict(validation=1, test=1, demos=8, problems=8, group=32, layers=1, widt
 DEFAULTS = {  # a task's own, on the command line
     "tree": SMALL | dict(steps=400, hint_steps=240, warmup=30, eval_every=10),
     "chain": dict(validation=256, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
+    "skills": dict(problems=32, group=4, demos=8192, layers=3, steps=1000, warmup=500, beta=0.1),
 }
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
+STAGES = ["sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit"]  # of skills
 MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
 BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
@@ -106,6 +113,8 @@ def check(cfg: Config) -> None:
             raise ValueError(f"--{f.name} {value}: expected a number from {least:,} to {most:,}")
     if cfg.problems > cfg.demos:
         raise ValueError(f"--problems {cfg.problems}: the pool has only --demos {cfg.demos}")
+    if not METHODS[cfg.method].demos and cfg.task != "skills":
+        raise ValueError(f"--method {cfg.method} needs scored answers, which only --task skills has")
     make_model(cfg, make_task(cfg))  # they look after their own settings
 
 
@@ -165,10 +174,27 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
         plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
         record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
         bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-    content = {"model": model.state_dict(), "scores": test_scores(model, task, cfg, sets, "_base")}
+    content = {"model": model.state_dict(), "scores": test_scores(model, model, task, cfg, sets, "_base")}
     if task.random_play:
         save(path, content)
     return content
+
+
+def annotate(cfg: Config, task: Task, base: GPT, problems: list[Problem]) -> None:
+    """Problems without a demonstration get answers of the base, to be scored: one for each row of a group."""
+    generator = randomness(cfg, 6)[1]
+    for some in (problems[i : i + 256] for i in range(0, len(problems), 256)):
+        rows = rollout(base, task, some, np.zeros(len(some), int), cfg.group, 1.0, generator)
+        texts = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
+        for i, problem in enumerate(some):
+            problem.answers = [text.removesuffix("<end>") for text in texts[i * cfg.group :][: cfg.group]]
+
+
+def draw(pools: tuple[list[Problem], list[Problem]], n: int, share: float, rng: np.random.Generator) -> list[Problem]:
+    """n problems; this share of them from those with a demonstration, or all, where there are no others."""
+    taught = round(share * n) if pools[1] else n
+    sizes = zip(pools, (taught, n - taught), strict=True)
+    return [pool[i] for pool, k in sizes for i in rng.choice(len(pool), k, replace=k > len(pool))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,13 +209,6 @@ def solve(model: GPT, task: Task, problems: list[Problem], n: int = 1, generator
     return {"accuracy": solved.view(-1, n).any(1).float().mean().item(), "reward": reward.mean().item()}
 
 
-def test_scores(model: GPT, task: Task, cfg: Config, sets: dict[str, list[Problem]], of: str = "") -> dict[str, float]:
-    """The same on numbers that training never showed, and one success in 8 samples."""
-    wanted = {"test": sets["test"], "unseen": sets.get("unseen"), "pass@8": sets["test"]}
-    n, generator = {"pass@8": 8}, randomness(cfg, 4)[1]
-    return {k + of: solve(model, task, p, n.get(k, 1), generator)["accuracy"] for k, p in wanted.items() if p}
-
-
 @torch.no_grad()
 def exact(model: GPT, task: Task, problem: Problem) -> dict:
     """A tree's E[r], exactly: all answers but its few leaves are worth the same. And the probability of each step
@@ -201,6 +220,28 @@ def exact(model: GPT, task: Task, problem: Problem) -> dict:
     gain = torch.tensor([task.leaves[leaf] - task.WRONG for leaf in best_last], device=model.rotary.device)
     expected = task.WRONG + (logp.sum(1).exp() * gain).sum().item()
     return {"expected_reward": expected, "best_path": logp[-1].exp().tolist(), "demo_path": logp[0].exp().tolist()}
+
+
+@torch.no_grad()
+def behaviour(model: GPT, base: GPT, task: Task, problems: list[Problem], generator) -> dict[str, float]:
+    """What the policy does without hints, in one sample of each problem."""
+    rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
+    gap = rows.suffix[:, 1:] * (rows.logp[:, 1:] - log_probs(base, rows, 1.0)[1])
+    taught = torch.tensor([bool(p.demo) for p in problems], device=rows.solved.device)
+    found = {"demonstrated": rows.solved[taught], "scored": rows.solved[~taught]} if not taught.all() else {}
+    found |= {"sampled": rows.solved, "kl_to_base": gap.sum(1), "answer_tokens": rows.suffix.sum(1)}
+    found |= {"ended": ((rows.tokens == task.end) & rows.suffix).any(1)}
+    return {name: x.float().mean().item() for name, x in found.items()}
+
+
+def test_scores(model: GPT, base: GPT, task: Task, cfg: Config, sets: dict, of: str = "") -> dict[str, float]:
+    """The same on problems that training never showed, also of another kind, and one success in 8 samples."""
+    wanted = {"test": sets["test"], "unseen": sets.get("unseen"), "pass@8": sets["test"]}
+    n, generator = {"pass@8": 8}, randomness(cfg, 4)[1]
+    found = {k: solve(model, task, p, n.get(k, 1), generator)["accuracy"] for k, p in wanted.items() if p}
+    freely = behaviour(model, base, task, sets["test"], generator) if sets["test"] else {}
+    found |= {f"{name}_test": x for name, x in freely.items()}
+    return {name + of: x for name, x in found.items()}
 
 
 def score(record: dict) -> float:
@@ -232,9 +273,11 @@ def run(cfg: Config) -> list[dict]:
     task, method, out, saved = make_task(cfg), METHODS[cfg.method], Path(cfg.out), saved_run(cfg)
     sets = splits(cfg, task)
     start = base_model(cfg, task, sets)
-    model, base, best = (make_model(cfg, task, start["model"]) for _ in range(3))  # best: at its best validation
+    model, base, reference, best = (make_model(cfg, task, start["model"]) for _ in range(4))  # best: on validation
+    pools = [p for p in sets["pool"] if p.demo], [p for p in sets["pool"] if not p.demo]
+    annotate(cfg, task, base, pools[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    parts = {"model": model, "best": best, "optimizer": optimizer}
+    parts = {"model": model, "reference": reference, "best": best, "optimizer": optimizer}
     state, metrics = {"step": 0, "memory": {}, "chosen_step": 0, "chosen_score": -1.0}, []
     if saved:
         for name, part in parts.items():
@@ -245,6 +288,7 @@ def run(cfg: Config) -> list[dict]:
         found = solve(model, task, sets["validation"])
         record = found | record | {"accuracy": found["accuracy"], "evaluated": True}  # "reward" is the step's own
         record |= exact(model, task, sets["pool"][0]) if task.leaves else {}
+        record |= behaviour(model, base, task, sets["validation"], randomness(cfg, 7, record["step"])[1])
         if score(record) > state["chosen_score"]:
             state.update(chosen_step=record["step"], chosen_score=score(record))
             best.load_state_dict(model.state_dict())
@@ -269,16 +313,20 @@ def run(cfg: Config) -> list[dict]:
             raise KeyboardInterrupt
         clock = time.perf_counter()
         rng, generator = randomness(cfg, 0, t)
-        problems = [sets["pool"][i] for i in rng.choice(cfg.demos, cfg.problems, replace=False)]
         step = Step(t, cfg, rng, state["memory"])
-        record = train_step(method, model, base, [optimizer], task, problems, step, generator)
+        problems = draw(pools, cfg.problems, share_of_demos(method, step), rng)
+        if method.supervised is first and t == cfg.warmup:  # the second stage
+            optimizer.param_groups[0]["lr"] = cfg.second_lr or cfg.lr
+            if cfg.reference == "sft":
+                reference.load_state_dict(model.state_dict())
+        record = train_step(method, model, reference, [optimizer], task, problems, step, generator)
         record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
         record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
         state["step"] = t + 1
         if due := t + 1 == cfg.steps or (t + 1) % cfg.eval_every == 0:
             record = validate(record)
         if over(record):
-            after, chosen = test_scores(model, task, cfg, sets), test_scores(best, task, cfg, sets, "_chosen")
+            after, chosen = (test_scores(m, base, task, cfg, sets, of) for m, of in ((model, ""), (best, "_chosen")))
             record |= after | chosen | start["scores"] | {"chosen_step": state["chosen_step"]}
         metrics.append(record)
         bar.set_postfix(reward=f"{record['reward']:.2f}", accuracy=f"{record['accuracy']:.1%}", refresh=False)
@@ -381,7 +429,8 @@ def main(argv: list[str] | None = None) -> None:
     if ask is not None:
         alone = (job / "checkpoint.pt").exists()
         return print(answers(job if alone else job / flags.get("method", ["uft"])[0], 16, ask))
-    runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", DEMO), job)
+    default = STAGES if cfg.task == "skills" else DEMO
+    runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", default), job)
     first, why = runs[0], "the best one here" if cfg.device == "auto" else "as asked"
     print(f"device {pick_device(first)} ({why}), float32 (so small a model gains nothing from less), into {job}/")
     for name in ("hint_steps", "warmup"):

@@ -11,10 +11,12 @@ import numpy as np
 from train import Config, run, run_all, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
+SKILLS = ["demonstrated", "scored", "kl_to_base", "answer_tokens", "ended"]
 
 
 def measure(cfg: Config) -> dict:
-    """A run in short. score: a tree's expected reward, or else validation accuracy; points: one for each evaluation."""
+    """A run in short. score: a tree's expected reward, or else validation accuracy; points: one for each evaluation;
+    of `skills`, both with what a model does there."""
     metrics = run(cfg)
     points = [m for m in metrics if "evaluated" in m]
     scores = [score(m) for m in points]
@@ -26,10 +28,23 @@ def measure(cfg: Config) -> dict:
         **{name: metrics[-1][name] for name in ("step", "rollouts", "sampled_tokens", "seconds")},
         "first_found": next((m["rollouts"] for m, n in zip(metrics[1:], found, strict=True) if n), None),
         "found": round(found[-1]),  # rollouts that ended at least as well as the demonstration
+        **told(metrics[-1]),
         "points": [
-            [m["rollouts"], round(x, 4), round(([0, *found])[m["step"]])] for m, x in zip(points, scores, strict=True)
+            {
+                "step": m["step"],
+                "rollouts": m["rollouts"],
+                "score": round(x, 4),
+                "found": round(([0, *found])[m["step"]]),
+            }
+            | told(m)
+            for m, x in zip(points, scores, strict=True)
         ],
     }
+
+
+def told(record: dict) -> dict:
+    wanted = SKILLS if "scored" in record else []
+    return {name: round(x, 4) for name, x in record.items() if name.removesuffix("_test") in wanted}
 
 
 def measured(name: str, runs: list[Config], points: bool = False, quick: bool = QUICK) -> list[dict]:
@@ -37,7 +52,7 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     path = Path(__file__).parent / "results" / f"{name}.json"
     kept = json.loads(path.read_text()) if path.exists() and not quick else {}
     default = asdict(Config())
-    keys = [json.dumps({k: v for k, v in asdict(cfg).items() if v != default[k]}) for cfg in runs]
+    keys = [json.dumps({k: v for k, v in asdict(c).items() if v != default[k] and k != "cache"}) for c in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
     start = time.perf_counter()
     for key, x in zip(missing, run_all(list(missing.values()), measure), strict=True) if missing else ():

@@ -13,47 +13,72 @@ def methods_table() -> str:
     lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "supervised step (l = L, c = 1)"]]
     lines += [["---"] * len(lines[0])]
     for name, m in METHODS.items():
-        weights = ["hint_coef" if m.imitate else "0", "(r - mean) / std" if m.reinforce else "0"]
-        lines += [[f"`{name}`", m.paper, m.hint.__doc__, *weights, m.supervised.__doc__]]
+        cells = [m.hint.__doc__, "hint_coef" if m.imitate else "0", "(r - mean) / std" if m.reinforce else "0"]
+        if m.score:  # no rollouts: all rows are whole answers
+            others = "; of demonstrations: hint_coef" if m.imitate else "; a demonstration scores 1" if m.demos else ""
+            cells = ["L: scored answers", f"-dloss / dlog pi, loss = {m.score.__doc__}{others}", "none"]
+        lines += [[f"`{name}`", m.paper, *cells, m.supervised.__doc__]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
+COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
+SKILLS = [f"{name}_test" for name in ("demonstrated", "scored", "kl_to_base", "answer_tokens", "ended")]
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
-    columns = "expected_reward test test_chosen chosen_step unseen pass@8 rollouts sampled_tokens demo_tokens seconds"
-    columns = [c for c in columns.split() if any(c in metrics[-1] for metrics in results.values())]
     rows = {name: metrics[-1] for name, metrics in results.items()}
+    two_skills = any("scored_test" in row for row in rows.values())
+    columns = [*COLUMNS, *SKILLS, "demo_tokens", "seconds"] if two_skills else [*COLUMNS, *COSTS]
+    columns = [c for c in columns if any(c in row for row in rows.values())]
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
         text += f"\n{name:12s}"
         for c in columns:
-            percent = c in [*base, "test_chosen", "expected_reward"]
-            shown = "" if c not in row else f"{row[c]:.1%}" if percent else f"{row[c]:,.0f}"
-            text += f"{shown:>{len(c) + 3}s}"
+            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".2f" if c in SKILLS[2:4] else ".1%"
+            text += f"{format(row[c], form) if c in row else '':>{len(c) + 3}s}"
     return text
 
 
+TITLES = {
+    "accuracy": "validation accuracy: greedy, no hints",
+    "expected_reward": "expected reward, no hints",
+    "demonstrated": "the skill that has demonstrations: validation, sampled",
+    "scored": "the skill that has scored answers: validation, sampled",
+}
+
+
+def curves(axis, results: dict[str, list[list[dict]]], what: str) -> None:
+    for name, runs in results.items():
+        steps = [m["step"] for m in runs[0] if "evaluated" in m]
+        score = np.array([[100 * m[what] for m in run if "evaluated" in m] for run in runs])
+        (curve,) = axis.plot(steps, score.mean(0), label=name)
+        axis.fill_between(steps, score.min(0), score.max(0), color=curve.get_color(), alpha=0.15, lw=0)
+    axis.set(title=TITLES[what], xlabel="step", ylabel="%")
+
+
 def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
-    """{method: one run for each seed}: accuracy without hints, mean and band from the lowest to the highest seed; and
-    how often exploration ends in a solution (UFT's figure 6)."""
+    """{method: one run for each seed}: validation without hints, mean and band from the lowest to the highest seed;
+    and how often exploration ends in a solution (UFT's figure 6), or the second skill."""
     from matplotlib.figure import Figure  # slow to load, so only where something is drawn
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, runs in results.items():
-        steps = [m["step"] for m in runs[0] if "evaluated" in m]
-        what = "expected_reward" if "expected_reward" in runs[0][0] else "accuracy"
-        score = np.array([[100 * m[what] for m in run if "evaluated" in m] for run in runs])
-        (curve,) = left.plot(steps, score.mean(0), label=name)
-        left.fill_between(steps, score.min(0), score.max(0), color=curve.get_color(), alpha=0.15, lw=0)
-        solved = np.array([(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m])
-        blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
-        right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
+    measured = next(iter(results.values()))[0][0]
+    curves(left, results, next(what for what in ("demonstrated", "expected_reward", "accuracy") if what in measured))
+    if "scored" in measured:
+        curves(right, results, "scored")
+    else:
+        for runs in results.values():
+            solved = np.array(
+                [(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m]
+            )
+            blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
+            right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
+        right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
     left.legend(frameon=False)
-    titles = {"accuracy": "validation accuracy: greedy, no hints", "expected_reward": "expected reward, no hints"}
-    left.set(title=titles[what], xlabel="step", ylabel="%")
-    right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
 
