@@ -1,6 +1,6 @@
 """Runs on trees and chains of growing horizon: which, with what settings, and how they are drawn.
 
-python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about half an hour
+python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about an hour
 """
 
 import itertools
@@ -30,6 +30,7 @@ ARMS = {  # what of the grid makes a difference to which method
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
 }
+MAIN = ["sft", "rft", "hint_only", "uft", "uft_uniform"]  # drawn with their spread
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
 
@@ -129,13 +130,15 @@ def slope(results: dict[int, list[dict]], horizons: list[int], power: bool) -> f
 
 
 def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
-    """Medians with quartiles; a hollow mark where at least half of the seeds never got there."""
-    for i, (arm, some) in enumerate(results.items()):
+    """Medians, of the main arms with quartiles; hollow marks where at least half of the seeds never got there."""
+    for arm, some in results.items():
         H, low, median, high = curve(some, what)
-        color = f"C{i % 10}"
+        color = f"C{list(ARMS).index(arm.partition(',')[0])}"  # a variant has its method's color
         failed = np.array([summary(x)[0] * 2 <= len(x) for x in some.values()])
-        axis.plot(H, median, color=color, lw=1.5, ls="-" if i < 10 else "--", label=arm)
-        axis.fill_between(H, low, high, color=color, alpha=0.12, lw=0)
+        main, variant = arm in MAIN, "," in arm
+        axis.plot(H, median, color=color, lw=2 if main else 1, ls=":" if variant else "-", label=arm)
+        if main:
+            axis.fill_between(H, low, high, color=color, alpha=0.15, lw=0)
         axis.plot(H[~failed], median[~failed], "o", color=color, ms=4)
         axis.plot(H[failed], median[failed], "^", color=color, mfc="white", ms=7)
     axis.set(yscale="log", xlabel="horizon H", ylabel=what.replace("_", " "))
