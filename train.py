@@ -229,7 +229,7 @@ def behaviour(model: GPT, base: GPT, task: Task, problems: list[Problem], genera
     gap = rows.suffix[:, 1:] * (rows.logp[:, 1:] - log_probs(base, rows, 1.0)[1])
     taught = torch.tensor([bool(p.demo) for p in problems], device=rows.solved.device)
     found = {"demonstrated": rows.solved[taught], "scored": rows.solved[~taught]} if not taught.all() else {}
-    found |= {"sampled": rows.solved, "kl_to_base": gap.sum(1), "answer_tokens": rows.suffix.sum(1)}
+    found |= {"sampled": rows.solved, "base_kl": gap.sum(1), "answer_tokens": rows.suffix.sum(1)}
     found |= {"ended": ((rows.tokens == task.end) & rows.suffix).any(1)}
     return {name: x.float().mean().item() for name, x in found.items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 from train import Config, run, run_all, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
-SKILLS = ["demonstrated", "scored", "kl_to_base", "answer_tokens", "ended"]
+SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
 
 
 def measure(cfg: Config) -> dict:

@@ -23,7 +23,7 @@ def methods_table() -> str:
 
 COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
-SKILLS = [f"{name}_test" for name in ("demonstrated", "scored", "kl_to_base", "answer_tokens", "ended")]
+SKILLS = [f"{name}_test" for name in ("demonstrated", "scored", "base_kl", "answer_tokens", "ended")]
 
 
 def table(results: dict[str, list[dict]]) -> str:
