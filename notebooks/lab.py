@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from notebooks.report import SKILLS
 from train import Config, run, run_all, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
-SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
 
 
 def measure(cfg: Config) -> dict:

@@ -23,21 +23,22 @@ def methods_table() -> str:
 
 COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
-SKILLS = [f"{name}_test" for name in ("demonstrated", "scored", "base_kl", "answer_tokens", "ended")]
+SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
+AMOUNTS = ["base_kl_test", "answer_tokens_test"]
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
     rows = {name: metrics[-1] for name, metrics in results.items()}
     two_skills = any("scored_test" in row for row in rows.values())
-    columns = [*COLUMNS, *SKILLS, "demo_tokens", "seconds"] if two_skills else [*COLUMNS, *COSTS]
+    columns = [*COLUMNS, *(f"{c}_test" for c in SKILLS), "demo_tokens", "seconds"] if two_skills else [*COLUMNS, *COSTS]
     columns = [c for c in columns if any(c in row for row in rows.values())]
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
         text += f"\n{name:12s}"
         for c in columns:
-            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".2f" if c in SKILLS[2:4] else ".1%"
+            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".2f" if c in AMOUNTS else ".1%"
             text += f"{format(row[c], form) if c in row else '':>{len(c) + 3}s}"
     return text
 
