@@ -7,8 +7,6 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from notebooks.lab import measured  # noqa: E402
 from train import DEFAULTS, Config  # noqa: E402
@@ -49,13 +47,15 @@ def cells(method: str) -> list[dict]:
 
 
 def trials(method: str) -> list[tuple[dict, dict]]:
-    """All cells of an arm with their results, the best first: by the sum of both skills, sampled, on validation. SFT,
-    which is the others' first half, has half the steps here and is chosen by the first skill."""
+    """All cells of an arm with their results, the best first: by the sum of both skills, sampled, on validation; of
+    equals, by how little they left the base. SFT, which is the others' first half, has half the steps here and is
+    chosen by the first skill."""
     some = cells(method)
     steps = {"steps": 500} if method == "sft" else {}
     results = measured("one_stage_grid", [skills(method, GRID_SEED, **steps | cell) for cell in some], quick=False)
     scores = [x["demonstrated"] + x["scored"] * (method != "sft") for x in results]
-    return [(some[i], results[i]) for i in np.argsort(scores)[::-1]]
+    order = sorted(range(len(some)), key=lambda i: (-scores[i], results[i]["base_kl"]))
+    return [(some[i], results[i]) for i in order]
 
 
 def tuned(method: str) -> dict:
