@@ -41,6 +41,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data import Problem, Task
 from model import GPT, pad_rows, sample
@@ -58,7 +59,12 @@ class Rows:
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward at least the demonstration's
     advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
-    hint_weight: Tensor | None = None  # (N,) c; a group shares its hint: c * G in row 1, 0 in the others
+    hint_weight: Tensor | None = None  # (N,) c; where a group shares its hint: c * G in row 1, 0 in the others
+
+    def join(self, other: "Rows") -> "Rows":
+        """These rows and the others, without A and c."""
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:6]]
+        return Rows(*(pad_sequence([*x, *y], True) if x.dim() == 2 else torch.cat([x, y]) for x, y in pairs))
 
     def take(self, index: Tensor) -> "Rows":
         """Some of the rows, without the columns in which they have nothing but padding."""
@@ -70,8 +76,11 @@ class Rows:
 def rollout(
     model: GPT, task: Task, problems: list[Problem], hints: np.ndarray, group: int, temperature=1.0, generator=None
 ) -> Rows:
-    """From the first hints[p] units of problem p's demonstration, let the policy finish the answer, `group` times."""
+    """From the first hints[p] units of problem p's demonstration, let the policy finish the answer, `group` times; or
+    once from each of hints[p, 1..group]."""
     device, longest = model.embed.weight.device, task.answer_tokens
+    if hints.ndim == 2:
+        problems, hints, group = [p for p in problems for _ in range(group)], hints.flatten(), 1
     prompts = [task.encode(p.prompt) for p in problems]
     given = [sum(task.units(p)[:n], []) for p, n in zip(problems, hints, strict=True)]  # the hints, as ids
     prefixes = [x + h for x, h in zip(prompts, given, strict=True)]
@@ -129,8 +138,14 @@ def log_probs(model: GPT, rows: Rows, temperature: float) -> tuple[Tensor, Tenso
     return distribution, distribution.gather(-1, words)[:, :, 0]
 
 
-def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
-    """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it.
+def evenly(p: Tensor, distribution: Tensor, hint: Tensor) -> float:
+    """1"""
+    return 1.0
+
+
+def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly) -> dict[str, Tensor]:
+    """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it. A row's c may
+    count more for some of its tokens: focus(pi(token), log-probabilities of all words, which tokens are hint).
 
     Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
     estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
@@ -141,10 +156,11 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     distribution, logp = log_probs(model, rows, cfg.temperature)
     ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
     free = ratio * rows.advantage[:, None]
-    clipped = ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * rows.advantage[:, None]
+    clipped = ratio.clamp(1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip)) * rows.advantage[:, None]
     # The smaller of the two: beyond clip, where A wants it, the gradient is 0; on the other side it still pulls back.
     objective = suffix * torch.minimum(free, clipped)  # GRPO (3)
-    objective = objective + hint * rows.hint_weight[:, None] * logp  # UFT (3.3): beta log pi(a*_h | s*_h), h < l
+    c = hint * rows.hint_weight[:, None] * focus(logp.detach().exp(), distribution.detach(), hint)
+    objective = objective + c * logp  # UFT (3.3): beta log pi(a*_h | s*_h), h < l
     terms = {"clip_ratio": suffix * (clipped < free)}
     if cfg.kl_coef:
         with torch.no_grad():
@@ -158,7 +174,7 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg) -> dict[str, Tensor]:
     return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
 
 
-def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, s: "Step") -> dict[str, float]:
+def update(model: GPT, base: GPT, optimizers: list, rows: Rows, s: "Step", focus=evenly) -> dict[str, float]:
     """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
     cfg = s.cfg
     explores = rows.suffix.any(1) & ((rows.advantage != 0) | bool(cfg.kl_coef or cfg.entropy_coef))
@@ -170,10 +186,10 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, Z: int, s: "Step
     sampled = max(int(rows.suffix[useful].sum()), 1)
     model.zero_grad()
     for part in useful.split(cfg.micro_batch):
-        terms = loss_terms(model, base, rows.take(part), cfg)
-        (terms["loss"] / Z).backward()
+        terms = loss_terms(model, base, rows.take(part), cfg, focus)
+        (terms["loss"] / s.Z).backward()
         for name, total in terms.items():
-            totals[name] = totals.get(name, 0.0) + total.item() / (Z if name == "loss" else sampled)
+            totals[name] = totals.get(name, 0.0) + total.item() / (s.Z if name == "loss" else sampled)
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # as it was before clipping
     for name in ("loss", "grad_norm"):
         if not np.isfinite(totals[name]):
@@ -231,16 +247,39 @@ class Step:
     t: int  # steps so far
     cfg: Any  # train.Config
     rng: np.random.Generator
-    memory: dict = field(default_factory=dict)  # what a gate remembers from step to step; part of the checkpoint
-    units: np.ndarray | None = None  # (P,) L, the units in each problem's demonstration
+    memory: dict = field(default_factory=dict)  # what a method remembers from step to step; part of the checkpoint
+    more: Callable[[int], list[Problem]] | None = None  # draws other problems
+    problems: list[Problem] = field(default_factory=list)  # P of them
+    hints: np.ndarray | None = None  # (P,) l; or (P, G), where a group does not share its hint
+    live: np.ndarray | None = None  # (P,) bool: groups that count; a method may put others in their place
+    rows: Rows | None = None  # (P * G) what became of them
+    Z: int = 1  # the loss's
+
+    @property
+    def units(self) -> np.ndarray:
+        """(P,) L, the units in each problem's demonstration"""
+        return np.array([len(p.demo) for p in self.problems])
+
+    @property
+    def rewards(self) -> Tensor:
+        return self.rows.reward.view(-1, self.cfg.group)  # (P, G)
+
+    @property
+    def solved(self) -> Tensor:
+        return self.rows.solved.view(-1, self.cfg.group)  # (P, G)
 
 
-# How long a hint is: Step -> (P,) units, one length a problem: a group shares its hint. T_hint is cfg.hint_steps.
+# How long a hint is: Step -> (P,) units; or (P, G), where a group does not share it. T_hint is cfg.hint_steps.
 
 
 def none(s: Step) -> np.ndarray:
     """0"""
     return np.zeros_like(s.units)
+
+
+def whole(s: Step) -> np.ndarray:
+    """L"""
+    return s.units
 
 
 def uniform(s: Step) -> np.ndarray:
@@ -264,17 +303,35 @@ def stages(s: Step) -> np.ndarray:
     return s.units - 1 - (s.t * (s.units - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else none(s)
 
 
-# Gates: Step -> is this step supervised? If so, l = L and c = 1, whatever the method does otherwise.
+# A and c, once the rows are there: Step -> a number for all rows, or (P, G).
+
+
+def zero(s: Step) -> float:
+    """0"""
+    return 0.0
+
+
+def one(s: Step) -> float:
+    """1"""
+    return 1.0
+
+
+def hint_coef(s: Step) -> float:
+    """hint_coef"""
+    return s.cfg.hint_coef
+
+
+def grpo(s: Step) -> Tensor:
+    """(r - mean) / std"""
+    return grpo_advantages(s.rewards)
+
+
+# Gates: Step -> is this step supervised? If so, it is a step of sft, whatever the method does otherwise.
 
 
 def never(s: Step) -> bool:
     """never"""
     return False
-
-
-def always(s: Step) -> bool:
-    """always"""
-    return True
 
 
 def first(s: Step) -> bool:
@@ -305,7 +362,7 @@ def gradient_norm(s: Step) -> bool:
 
 def share_of_demos(method: "Method", s: Step) -> float:
     """How many of the step's problems come with a demonstration, where others come with scored answers (`skills`)."""
-    imitates = method.supervised is always or (method.supervised is not never and first(s))
+    imitates = method is METHODS["sft"] or (method.supervised is not never and first(s))
     return 1.0 if imitates else s.cfg.share * method.demos
 
 
@@ -317,23 +374,26 @@ def share_of_demos(method: "Method", s: Step) -> float:
 class Method:
     paper: str
     hint: Callable[[Step], np.ndarray] = none  # l
-    imitate: bool = False  # c on hint tokens: hint_coef, or 0
-    reinforce: bool = True  # A on suffix tokens: group-normalised, or 0
+    c: Callable[[Step], Any] = zero  # on hint tokens
+    focus: Callable[[Tensor, Tensor, Tensor], Any] = evenly  # and how c is spread over them
+    advantage: Callable[[Step], Any] = grpo  # A, on suffix tokens
     supervised: Callable[[Step], bool] = never
+    again: Callable[[Step], Any] = never  # [(problem, l) ...] to roll out as well, having seen the rewards
     score: Callable[[Tensor, Tensor], Tensor] | None = None  # instead of rollouts, whole answers, and this loss on them
     demos: bool = True  # problems with a demonstration, too, after the supervised stage
+    settings: dict = field(default_factory=dict)  # of Config, which are part of the method
 
 
 METHODS = {
-    "sft": Method("-", reinforce=False, supervised=always),
+    "sft": Method("-", hint=whole, c=one, advantage=zero),
     "rft": Method("GRPO 2402.03300"),
     "sft_rft": Method("-", supervised=first),
     "r3": Method("R3 2402.05808", hint=uniform),
     "stage": Method("R3 2402.05808", hint=stages),
     "cosine": Method("UFT 2505.16984, baseline", hint=cosine),
-    "hint_only": Method("control", hint=cosine, imitate=True, reinforce=False),
-    "uft": Method("UFT 2505.16984", hint=cosine, imitate=True),
-    "uft_uniform": Method("UFT 2505.16984, theorem 4.3", hint=uniform, imitate=True),
+    "hint_only": Method("control", hint=cosine, c=hint_coef, advantage=zero),
+    "uft": Method("UFT 2505.16984", hint=cosine, c=hint_coef),
+    "uft_uniform": Method("UFT 2505.16984, theorem 4.3", hint=uniform, c=hint_coef),
     "sasr": Method("SASR 2505.13026", supervised=gradient_norm),
     "static": Method("SASR 2505.13026, baseline", supervised=alternate),
     "mix": Method("control", supervised=coin),
@@ -342,55 +402,68 @@ METHODS = {
     "una": Method("UNA 2408.15339", score=mse, demos=False),
     "sft_una": Method("implicit UFT, baseline", supervised=first, score=mse, demos=False),
     "sft_dpo": Method("implicit UFT, baseline", supervised=first, score=dpo, demos=False),
-    "sft_una_replay": Method("control", supervised=first, imitate=True, score=mse),
-    "ce_una": Method("control", imitate=True, score=mse),
-}
+    "sft_una_replay": Method("control", supervised=first, c=hint_coef, score=mse),
+    "ce_una": Method("control", c=hint_coef, score=mse),
+}  # the wider family: notebooks/family.py
 
 
 def train_step(
     method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list[Problem], s: Step, generator
 ) -> dict:
     """Decide the hints, explore from them, weigh what came out, update. Returns the step's metrics."""
+    if supervised := method is METHODS["sft"] or method.supervised(s):
+        method = METHODS["sft"]
+    s.cfg, s.problems = replace(s.cfg, **method.settings), problems
     cfg, P, G = s.cfg, len(problems), s.cfg.group
-    s.units = np.array([len(p.demo) for p in problems])
-    supervised = method.supervised(s)
-    scored = method.score is not None and not supervised
-    hints = s.units if supervised or scored else method.hint(s)
-    if scored:  # nothing is sampled: a problem's scored answers are its rows, or its demonstration, whose score is 1
+    s.Z = P * G * task.answer_tokens
+    s.hints, s.live = s.units if method.score else method.hint(s), np.ones(P, bool)
+    if (
+        method.score
+    ):  # nothing is sampled: a problem's scored answers are its rows, or its demonstration, which scores 1
         answers = [replace(p, demo=[a]) for p in problems for a in p.answers or ["".join(p.demo)] * G]
-        rows = rollout(model, task, answers, np.ones(P * G, int), 1)
+        s.rows = rollout(model, task, answers, np.ones(P * G, int), 1)
     else:
-        rows = rollout(model, task, problems, hints, G, cfg.temperature, generator)
-    rewards = rows.reward.view(P, G)
+        s.rows = rollout(model, task, problems, s.hints, G, cfg.temperature, generator)
+        while again := method.again(s):
+            others, hints = map(list, zip(*again, strict=True))
+            s.rows = s.rows.join(rollout(model, task, others, np.array(hints), G, cfg.temperature, generator))
+            s.problems, s.hints = s.problems + others, np.append(s.hints, hints)
+            s.live = np.append(s.live, [True] * len(others))
+
+    zeros = torch.zeros_like(s.rewards)  # (P, G)
     # Behind a full hint nothing is sampled and a group's rewards are equal: no suffix and A = 0, so nothing but SFT.
-    rows.advantage = (method.reinforce and not supervised) * grpo_advantages(rewards).flatten()
-    c = 1.0 if supervised else cfg.hint_coef * method.imitate
-    once = G * (torch.arange(P * G, device=rows.tokens.device) % G == 0)  # where all rows of a group share their hint
-    rows.hint_weight, updates = c * once, []
+    s.rows.advantage = (zeros + method.advantage(s)).flatten()
+    live = torch.tensor(s.live, device=zeros.device).repeat_interleave(G)[:, None]
+    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)
+    # Where all rows of a group share their hint, the first stands for them all.
+    once = G * (torch.arange(len(live), device=live.device) % G == 0) if s.hints.ndim == 1 else 1
+    updates = []
     for _ in range(cfg.updates):
-        if scored:
+        rows.hint_weight = (zeros + method.c(s)).flatten() * once
+        if method.score:
             r = implicit_rewards(model, base, rows, cfg.beta).view(P, G)
-            weight = score_weights(method.score, r, rewards, cfg.beta).flatten()
-            shared = torch.tensor([not p.answers for p in problems], device=once.device).repeat_interleave(G)
-            rows.hint_weight = torch.where(shared, (c if method.imitate else weight) * once, weight)
-        updates.append(update(model, base, optimizers, rows, P * G * task.answer_tokens, s))
+            weight = score_weights(method.score, r, s.rewards, cfg.beta).flatten()
+            shared = torch.tensor([not p.answers for p in problems], device=live.device).repeat_interleave(G)
+            taught = rows.hint_weight if method.c is hint_coef else weight * once
+            rows.hint_weight = torch.where(shared, taught, weight)
+        updates.append(update(model, base, optimizers, rows, s, method.focus))
     if supervised:
         norm = updates[0]["grad_norm"]
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
 
-    explored, sampled = rows.suffix.any(1), int(rows.suffix.sum())
+    explored, sampled = s.rows.suffix.any(1), int(s.rows.suffix.sum())
     metrics = {
         **updates[-1],
-        "reward": rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
-        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-        "hint_share": float(np.mean(hints / np.maximum(s.units, 1))),
+        "reward": s.rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
+        "frac_reward_zero_std": (s.rewards == s.rewards[:, :1]).all(1).float().mean().item(),
+        "hint_share": float(np.mean(s.hints.T / np.maximum(s.units, 1))),
         "supervised": int(supervised),
         "rollouts": int(explored.sum()),
         "sampled_tokens": sampled,
         "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
     }
     if sampled:
-        metrics["entropy"] = -rows.logp[rows.suffix].mean().item()
+        metrics["entropy"] = -s.rows.logp[s.rows.suffix].mean().item()
         metrics["completion_length"] = sampled / metrics["rollouts"]
-        metrics["explored_solved"] = rows.solved[explored].float().mean().item()
+        metrics["explored_solved"] = s.rows.solved[explored].float().mean().item()
     return metrics | {name: x for name, x in s.memory.items() if name == "p_sft"}

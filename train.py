@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from data import TASKS, Problem, Task
 from model import GPT, load, save
 from nanouft import METHODS, Step, first, log_probs, rollout, share_of_demos, train_step
+from notebooks import family  # noqa: F401  more methods
 
 
 def flag(default, text: str, least=0, most=10**9, names=()):
@@ -66,6 +68,7 @@ class Config:
     lr: float = flag(1e-3, "AdamW's learning rate")
     updates: int = flag(1, "optimizer steps on each batch; from the second on, clipping bites", 1)
     clip: float = flag(0.2, "the ratio is clipped to 1 - clip .. 1 + clip")
+    clip_high: float = flag(0.0, "or to 1 - clip .. 1 + clip_high; 0: as above")
     temperature: float = flag(1.0, "sampling temperature", 0.01, 100)
     kl_coef: float = flag(0.0, "weight of the KL to the base")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
@@ -314,7 +317,8 @@ def run(cfg: Config) -> list[dict]:
         clock = time.perf_counter()
         rng, generator = randomness(cfg, 0, t)
         step = Step(t, cfg, rng, state["memory"])
-        problems = draw(pools, cfg.problems, share_of_demos(method, step), rng)
+        step.more = partial(draw, pools, share=share_of_demos(method, step), rng=rng)
+        problems = step.more(cfg.problems)
         if method.supervised is first and t == cfg.warmup:  # the second stage
             optimizer.param_groups[0]["lr"] = cfg.second_lr or cfg.lr
             if cfg.reference == "sft":

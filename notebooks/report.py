@@ -5,19 +5,29 @@ from pathlib import Path
 import numpy as np
 
 from data import Problem, Task
-from nanouft import METHODS, Rows
+from nanouft import METHODS, Rows, evenly, never, one, zero
 
 
 def methods_table() -> str:
     """The README's table of methods, out of the code itself."""
-    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "supervised step (l = L, c = 1)"]]
+    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "gate"]]
     lines += [["---"] * len(lines[0])]
     for name, m in METHODS.items():
-        cells = [m.hint.__doc__, "hint_coef" if m.imitate else "0", "(r - mean) / std" if m.reinforce else "0"]
+        c = (
+            m.c.__doc__
+            if m.focus is evenly
+            else m.focus.__doc__
+            if m.c is one
+            else f"{m.c.__doc__}, times {m.focus.__doc__}"
+        )
+        A = m.advantage.__doc__ + "".join(f"; {name} {x}" for name, x in m.settings.items())
+        cells = [m.hint.__doc__.replace("\n   ", ""), c, A]
         if m.score:  # no rollouts: all rows are whole answers
-            others = "; of demonstrations: hint_coef" if m.imitate else "; a demonstration scores 1" if m.demos else ""
+            others = f"; of demonstrations: {c}" if m.c is not zero else "; a demonstration scores 1" if m.demos else ""
             cells = ["L: scored answers", f"-dloss / dlog pi, loss = {m.score.__doc__}{others}", "none"]
-        lines += [[f"`{name}`", m.paper, *cells, m.supervised.__doc__]]
+        gates = {"a step of sft if ": m.supervised, "again: ": m.again}
+        cells += ["; ".join(when + gate.__doc__ for when, gate in gates.items() if gate is not never) or "-"]
+        lines += [[f"`{name}`", m.paper, *cells]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
