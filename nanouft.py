@@ -174,9 +174,9 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
     return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
 
 
-def update(model: GPT, base: GPT, optimizers: list, rows: Rows, s: "Step", focus=evenly) -> dict[str, float]:
+def update(rows: Rows, optimizers: list, focus: Callable, s: "Step") -> dict[str, float]:
     """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
-    cfg = s.cfg
+    model, cfg = s.model, s.cfg
     explores = rows.suffix.any(1) & ((rows.advantage != 0) | bool(cfg.kl_coef or cfg.entropy_coef))
     imitates = rows.hint.any(1) & (rows.hint_weight != 0)
     useful = (explores | imitates).nonzero()[:, 0]
@@ -186,7 +186,7 @@ def update(model: GPT, base: GPT, optimizers: list, rows: Rows, s: "Step", focus
     sampled = max(int(rows.suffix[useful].sum()), 1)
     model.zero_grad()
     for part in useful.split(cfg.micro_batch):
-        terms = loss_terms(model, base, rows.take(part), cfg, focus)
+        terms = loss_terms(model, s.base, rows.take(part), cfg, focus)
         (terms["loss"] / s.Z).backward()
         for name, total in terms.items():
             totals[name] = totals.get(name, 0.0) + total.item() / (s.Z if name == "loss" else sampled)
@@ -254,6 +254,8 @@ class Step:
     live: np.ndarray | None = None  # (P,) bool: groups that count; a method may put others in their place
     rows: Rows | None = None  # (P * G) what became of them
     Z: int = 1  # the loss's
+    model: GPT | None = None
+    base: GPT | None = None  # or whatever implicit rewards are relative to
 
     @property
     def units(self) -> np.ndarray:
@@ -263,6 +265,11 @@ class Step:
     @property
     def rewards(self) -> Tensor:
         return self.rows.reward.view(-1, self.cfg.group)  # (P, G)
+
+    @property
+    def taught(self) -> Tensor:
+        """(P, 1) bool: with a demonstration"""
+        return torch.tensor([[not p.answers] for p in self.problems], device=self.rewards.device)
 
     @property
     def solved(self) -> Tensor:
@@ -326,6 +333,19 @@ def grpo(s: Step) -> Tensor:
     return grpo_advantages(s.rewards)
 
 
+def scored(loss: Callable, of_demos: Callable | None = None) -> Callable[[Step], Tensor]:
+    """c from a loss on scores, for all answers or, if demonstrations are given a c of their own, for the others."""
+
+    def c(s: Step) -> Tensor:
+        r = implicit_rewards(s.model, s.base, s.rows, s.cfg.beta).view(s.rewards.shape)
+        weights = score_weights(loss, r, s.rewards, s.cfg.beta)
+        return torch.where(s.taught, of_demos(s), weights) if of_demos else weights
+
+    c.__doc__ = f"-dloss / dlog pi, loss = {loss.__doc__}"
+    c.__doc__ += f"; of demonstrations: {of_demos.__doc__}" if of_demos else ""
+    return c
+
+
 # Gates: Step -> is this step supervised? If so, it is a step of sft, whatever the method does otherwise.
 
 
@@ -379,8 +399,8 @@ class Method:
     advantage: Callable[[Step], Any] = grpo  # A, on suffix tokens
     supervised: Callable[[Step], bool] = never
     again: Callable[[Step], Any] = never  # [(problem, l) ...] to roll out as well, having seen the rewards
-    score: Callable[[Tensor, Tensor], Tensor] | None = None  # instead of rollouts, whole answers, and this loss on them
-    demos: bool = True  # problems with a demonstration, too, after the supervised stage
+    given: bool = False  # nothing is sampled: rows are scored answers and, if demos, demonstrations, whose score is 1
+    demos: bool = True
     settings: dict = field(default_factory=dict)  # of Config, which are part of the method
 
 
@@ -397,56 +417,51 @@ METHODS = {
     "sasr": Method("SASR 2505.13026", supervised=gradient_norm),
     "static": Method("SASR 2505.13026, baseline", supervised=alternate),
     "mix": Method("control", supervised=coin),
-    "implicit": Method("implicit UFT 2410.21438", score=mse),
-    "implicit_bce": Method("implicit UFT 2410.21438", score=bce),
-    "una": Method("UNA 2408.15339", score=mse, demos=False),
-    "sft_una": Method("implicit UFT, baseline", supervised=first, score=mse, demos=False),
-    "sft_dpo": Method("implicit UFT, baseline", supervised=first, score=dpo, demos=False),
-    "sft_una_replay": Method("control", supervised=first, c=hint_coef, score=mse),
-    "ce_una": Method("control", c=hint_coef, score=mse),
+    "implicit": Method("implicit UFT 2410.21438", c=scored(mse), given=True),
+    "implicit_bce": Method("implicit UFT 2410.21438", c=scored(bce), given=True),
+    "una": Method("UNA 2408.15339", c=scored(mse), given=True, demos=False),
+    "sft_una": Method("implicit UFT, baseline", c=scored(mse), given=True, demos=False, supervised=first),
+    "sft_dpo": Method("implicit UFT, baseline", c=scored(dpo), given=True, demos=False, supervised=first),
+    "sft_una_replay": Method("control", c=scored(mse, hint_coef), given=True, supervised=first),
+    "ce_una": Method("control", c=scored(mse, hint_coef), given=True),
 }  # the wider family: notebooks/family.py
 
 
-def train_step(
-    method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list[Problem], s: Step, generator
-) -> dict:
+def explore(method: Method, task: Task, s: Step, generator) -> None:
+    """The step's rows: from the hints, and from others if the method, having seen the rewards, wants more."""
+    G, some = s.cfg.group, s.problems
+    s.live = np.ones(len(some), bool)
+    if method.given:
+        s.hints, some = s.units, [replace(p, demo=[a]) for p in some for a in p.answers or ["".join(p.demo)] * G]
+        s.rows = rollout(s.model, task, some, np.ones(len(some), int), 1)
+        return
+    s.hints = method.hint(s)
+    s.rows = rollout(s.model, task, some, s.hints, G, s.cfg.temperature, generator)
+    while again := method.again(s):
+        some, hints = map(list, zip(*again, strict=True))
+        s.rows = s.rows.join(rollout(s.model, task, some, np.array(hints), G, s.cfg.temperature, generator))
+        s.problems, s.hints = s.problems + some, np.append(s.hints, hints)
+        s.live = np.append(s.live, np.ones(len(some), bool))
+
+
+def train_step(method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list, s: Step, generator):
     """Decide the hints, explore from them, weigh what came out, update. Returns the step's metrics."""
     if supervised := method is METHODS["sft"] or method.supervised(s):
         method = METHODS["sft"]
-    s.cfg, s.problems = replace(s.cfg, **method.settings), problems
-    cfg, P, G = s.cfg, len(problems), s.cfg.group
-    s.Z = P * G * task.answer_tokens
-    s.hints, s.live = s.units if method.score else method.hint(s), np.ones(P, bool)
-    if (
-        method.score
-    ):  # nothing is sampled: a problem's scored answers are its rows, or its demonstration, which scores 1
-        answers = [replace(p, demo=[a]) for p in problems for a in p.answers or ["".join(p.demo)] * G]
-        s.rows = rollout(model, task, answers, np.ones(P * G, int), 1)
-    else:
-        s.rows = rollout(model, task, problems, s.hints, G, cfg.temperature, generator)
-        while again := method.again(s):
-            others, hints = map(list, zip(*again, strict=True))
-            s.rows = s.rows.join(rollout(model, task, others, np.array(hints), G, cfg.temperature, generator))
-            s.problems, s.hints = s.problems + others, np.append(s.hints, hints)
-            s.live = np.append(s.live, [True] * len(others))
-
+    s.model, s.base, s.problems, s.cfg = model, base, problems, replace(s.cfg, **method.settings)
+    s.Z = len(problems) * s.cfg.group * task.answer_tokens
+    explore(method, task, s, generator)
     zeros = torch.zeros_like(s.rewards)  # (P, G)
     # Behind a full hint nothing is sampled and a group's rewards are equal: no suffix and A = 0, so nothing but SFT.
     s.rows.advantage = (zeros + method.advantage(s)).flatten()
-    live = torch.tensor(s.live, device=zeros.device).repeat_interleave(G)[:, None]
+    live = torch.tensor(s.live, device=zeros.device).repeat_interleave(s.cfg.group)[:, None]
     rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)
-    # Where all rows of a group share their hint, the first stands for them all.
-    once = G * (torch.arange(len(live), device=live.device) % G == 0) if s.hints.ndim == 1 else 1
+    first_row = torch.arange(s.cfg.group, device=zeros.device) == 0  # where all share a hint, it stands for the group
+    once = torch.where(s.taught & (s.hints.ndim == 1), s.cfg.group * first_row, 1)  # (P, G)
     updates = []
-    for _ in range(cfg.updates):
-        rows.hint_weight = (zeros + method.c(s)).flatten() * once
-        if method.score:
-            r = implicit_rewards(model, base, rows, cfg.beta).view(P, G)
-            weight = score_weights(method.score, r, s.rewards, cfg.beta).flatten()
-            shared = torch.tensor([not p.answers for p in problems], device=live.device).repeat_interleave(G)
-            taught = rows.hint_weight if method.c is hint_coef else weight * once
-            rows.hint_weight = torch.where(shared, taught, weight)
-        updates.append(update(model, base, optimizers, rows, s, method.focus))
+    for _ in range(s.cfg.updates):
+        rows.hint_weight = ((zeros + method.c(s)) * once).flatten()
+        updates.append(update(rows, optimizers, method.focus, s))
     if supervised:
         norm = updates[0]["grad_norm"]
         s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}

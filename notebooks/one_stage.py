@@ -14,7 +14,7 @@ from train import DEFAULTS, Config  # noqa: E402
 GRID = {
     "lr": (3e-4, 1e-3, 3e-3),
     "second_lr": (1e-4, 3e-4, 1e-3),
-    "beta": (0.03, 0.1, 0.3),
+    "beta": (0.01, 0.03, 0.1, 0.3),
     "hint_coef": (0.1, 1.0),  # the cross-entropy's weight beside the scored loss
     "reference": ("base", "sft"),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data import Problem, Task
-from nanouft import METHODS, Rows, evenly, never, one, zero
+from nanouft import METHODS, Rows, evenly, never, one
 
 
 def methods_table() -> str:
@@ -21,10 +21,7 @@ def methods_table() -> str:
             else f"{m.c.__doc__}, times {m.focus.__doc__}"
         )
         A = m.advantage.__doc__ + "".join(f"; {name} {x}" for name, x in m.settings.items())
-        cells = [m.hint.__doc__.replace("\n   ", ""), c, A]
-        if m.score:  # no rollouts: all rows are whole answers
-            others = f"; of demonstrations: {c}" if m.c is not zero else "; a demonstration scores 1" if m.demos else ""
-            cells = ["L: scored answers", f"-dloss / dlog pi, loss = {m.score.__doc__}{others}", "none"]
+        cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [m.hint.__doc__, c, A]
         gates = {"a step of sft if ": m.supervised, "again: ": m.again}
         cells += ["; ".join(when + gate.__doc__ for when, gate in gates.items() if gate is not never) or "-"]
         lines += [[f"`{name}`", m.paper, *cells]]

@@ -15,6 +15,7 @@ from nanouft import (
     Rows,
     Step,
     anneal,
+    evenly,
     grpo_advantages,
     loss_terms,
     rollout,
@@ -208,7 +209,7 @@ def test_loss_that_is_not_finite_stops_before_the_parameters_move(task, model, p
     before = {n: p.clone() for n, p in broken.named_parameters()}
     optimizer = torch.optim.AdamW(broken.parameters())
     with pytest.raises(FloatingPointError, match="step 8: the loss is nan; start again with a smaller --lr"):
-        update(broken, broken, [optimizer], rows, Step(7, CFG, None))
+        update(rows, [optimizer], evenly, Step(7, CFG, None, model=broken))
     assert all((before[n] == p).all() for n, p in broken.named_parameters())
 
 
@@ -216,9 +217,9 @@ def test_gradient_norm_is_told_as_it_was_and_clipped_to_one(task, model, problem
     """A step a thousand times too long after one odd batch; or SASR fed with norms that are always 1."""
     rows, keep = rollout(model, task, problems, np.full(6, 2), 4), Keep(model)
     rows.advantage, rows.hint_weight = torch.zeros(24), torch.ones(24)
-    norms = [update(model, model, [keep], rows, Step(0, CFG, None, Z=Z))["grad_norm"] for Z in (1, 1000)]
+    norms = [update(rows, [keep], evenly, Step(0, CFG, None, Z=Z, model=model))["grad_norm"] for Z in (1, 1000)]
     assert norms[0] > 10 and norms[0] == pytest.approx(1000 * norms[1], rel=1e-4)
-    update(model, model, [keep], rows, Step(0, CFG, None))
+    update(rows, [keep], evenly, Step(0, CFG, None, model=model))
     assert keep.gradient.norm() == pytest.approx(1, rel=1e-4)
 
 
