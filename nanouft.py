@@ -10,8 +10,9 @@ For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units
                     + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * H ] )
 
 l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
-choice of l, of c, of A, and of when to do which: a row of METHODS, at the end of this file. Look there first, then read
-down. (Learning from scored answers, as in DPO, is the same again: whole answers are given, and c follows from a score.)
+choice of l, of c, of A, and of when to do which: a row of METHODS, near the end of this file. Look there first, then at
+train_step below it, then read from here. (Learning from scored answers, as in DPO, is the same again: whole answers are
+given, and c follows from a score.)
 
 The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before fine-tuning. A
 *rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
@@ -59,11 +60,11 @@ class Rows:
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward at least the demonstration's
     advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
-    hint_weight: Tensor | None = None  # (N,) c; where a group shares its hint: c * G in row 1, 0 in the others
+    hint_weight: Tensor | None = None  # (N,) c
 
     def join(self, other: "Rows") -> "Rows":
-        """These rows and the others, without A and c."""
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:6]]
+        """These rows and the others, padded to one length, before they have A and c."""
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:-2]]
         return Rows(*(pad_sequence([*x, *y], True) if x.dim() == 2 else torch.cat([x, y]) for x, y in pairs))
 
     def take(self, index: Tensor) -> "Rows":
@@ -77,15 +78,15 @@ def rollout(
     model: GPT, task: Task, problems: list[Problem], hints: np.ndarray, group: int, temperature=1.0, generator=None
 ) -> Rows:
     """From the first hints[p] units of problem p's demonstration, let the policy finish the answer, `group` times; or
-    once from each of hints[p, 1..group]."""
+    once from each of its hints[p, i]."""
     device, longest = model.embed.weight.device, task.answer_tokens
     if hints.ndim == 2:
         problems, hints, group = [p for p in problems for _ in range(group)], hints.flatten(), 1
     prompts = [task.encode(p.prompt) for p in problems]
-    given = [sum(task.units(p)[:n], []) for p, n in zip(problems, hints, strict=True)]  # the hints, as ids
-    prefixes = [x + h for x, h in zip(prompts, given, strict=True)]
+    starts = [sum(task.units(p)[:n], []) for p, n in zip(problems, hints, strict=True)]  # of the answers: hints, as ids
+    prefixes = [x + h for x, h in zip(prompts, starts, strict=True)]
     # The last unit holds the end token, so after a full hint nothing is left to write.
-    limits = [0 if h[-1:] == [task.end] else longest - len(h) for h in given]
+    limits = [0 if h[-1:] == [task.end] else longest - len(h) for h in starts]
     new, logp, count = sample(model, prefixes, group, limits, task.end, task.pad, temperature, generator)
 
     prefix, end = (x.repeat_interleave(group, 0) for x in pad_rows(prefixes, task.pad, device))
@@ -96,7 +97,7 @@ def rollout(
 
     reward, best = [], [task.best(p) for p in problems]
     for i, (tail, n) in enumerate(zip(new.tolist(), count.tolist(), strict=True)):
-        answer = task.read(given[i // group] + tail[:n])
+        answer = task.read(starts[i // group] + tail[:n])
         reward.append(0.0 if answer is None else task.reward(problems[i // group], answer))
     reward = torch.tensor(reward, device=device)
     return Rows(
@@ -130,16 +131,16 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 
 def log_probs(model: GPT, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of all words (N, T-1, V), and of the rows' own (N, T-1). Column t is about token t + 1."""
-    given, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
+    hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
     # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
     temperature = torch.where(suffix, temperature, 1.0)[:, :, None]
     distribution = F.log_softmax(model(rows.tokens[:, :-1]) / temperature, dim=-1)
-    words = torch.where(given | suffix, rows.tokens[:, 1:], 0)[:, :, None]
+    words = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]
     return distribution, distribution.gather(-1, words)[:, :, 0]
 
 
 def evenly(p: Tensor, distribution: Tensor, hint: Tensor) -> float:
-    """1"""
+    """1"""  # docstrings like this one are cells of the table that `python train.py --list` prints
     return 1.0
 
 
@@ -150,7 +151,7 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
     Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
     estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
     A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. The value says
-    nothing then: it is the sum of A_i * length_i, about 0, since the advantages of a group sum to 0.
+    nothing then: it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
     """
     hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
     distribution, logp = log_probs(model, rows, cfg.temperature)
@@ -158,15 +159,15 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
     free = ratio * rows.advantage[:, None]
     clipped = ratio.clamp(1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip)) * rows.advantage[:, None]
     # The smaller of the two: beyond clip, where A wants it, the gradient is 0; on the other side it still pulls back.
-    objective = suffix * torch.minimum(free, clipped)  # GRPO (3)
+    objective = suffix * torch.minimum(free, clipped)  # GRPO, eq. 3
     c = hint * rows.hint_weight[:, None] * focus(logp.detach().exp(), distribution.detach(), hint)
-    objective = objective + c * logp  # UFT (3.3): beta log pi(a*_h | s*_h), h < l
+    objective = objective + c * logp  # UFT, eq. 3.3: its beta is our hint_coef
     terms = {"clip_ratio": suffix * (clipped < free)}
     if cfg.kl_coef:
         with torch.no_grad():
             base_logp = log_probs(base, rows, cfg.temperature)[1]
         gap = torch.where(suffix, base_logp - logp, 0.0)
-        # GRPO (4), "k3": -gap estimates KL(pi || base); exp(gap) - 1 is 0 on average and takes away noise and sign.
+        # GRPO, eq. 4, "k3": -gap estimates KL(pi || base); exp(gap) - 1 is 0 on average, and makes each term >= 0.
         terms["kl"] = gap.exp() - gap - 1
         objective = objective - cfg.kl_coef * terms["kl"]
     if cfg.entropy_coef:
@@ -237,7 +238,7 @@ def score_weights(loss: Callable, r: Tensor, score: Tensor, beta: float) -> Tens
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a method decides in each step. Docstrings are cells of the table that `python train.py --list` prints.
+# What a method decides in each step.
 
 
 @dataclass
@@ -373,9 +374,9 @@ def gradient_norm(s: Step) -> bool:
     """t < warmup, then with probability g / (g + gamma g_warmup)"""
     if first(s):
         return True
-    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. The SFT loss is, on
-    # average, the demonstrations' entropy + KL(demonstrations || pi): a large gradient means that pi is far from them,
-    # a small one nothing (plateaus are flat too). Between supervised steps the switch does not see RL drift away.
+    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. A large gradient means
+    # that pi is far from the demonstrations; a small one nothing (plateaus are flat too), and g is only as new as the
+    # last supervised step: RL may have drifted away since.
     s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
     return s.rng.random() < s.memory["p_sft"]
 
@@ -398,10 +399,10 @@ class Method:
     focus: Callable[[Tensor, Tensor, Tensor], Any] = evenly  # and how c is spread over them
     advantage: Callable[[Step], Any] = grpo  # A, on suffix tokens
     supervised: Callable[[Step], bool] = never
-    again: Callable[[Step], Any] = never  # [(problem, l) ...] to roll out as well, having seen the rewards
+    again: Callable[[Step], Any] = never  # having seen the rewards: [(problem, l) ...] to roll out as well
     given: bool = False  # nothing is sampled: rows are scored answers and, if demos, demonstrations, whose score is 1
     demos: bool = True
-    settings: dict = field(default_factory=dict)  # of Config, which are part of the method
+    settings: dict = field(default_factory=dict)  # fields of Config that are part of the method
 
 
 METHODS = {
@@ -429,35 +430,37 @@ METHODS = {
 
 def explore(method: Method, task: Task, s: Step, generator) -> None:
     """The step's rows: from the hints, and from others if the method, having seen the rewards, wants more."""
-    G, some = s.cfg.group, s.problems
-    s.live = np.ones(len(some), bool)
-    if method.given:
-        s.hints, some = s.units, [replace(p, demo=[a]) for p in some for a in p.answers or ["".join(p.demo)] * G]
-        s.rows = rollout(s.model, task, some, np.ones(len(some), int), 1)
+    G, s.live = s.cfg.group, np.ones(len(s.problems), bool)
+    if (
+        method.given
+    ):  # a row for each scored answer, or G copies of a demonstration; the answer is one unit, and the hint
+        answers = [replace(p, demo=[a]) for p in s.problems for a in p.answers or ["".join(p.demo)] * G]
+        s.hints, s.rows = s.units, rollout(s.model, task, answers, np.ones(len(answers), int), 1)
         return
     s.hints = method.hint(s)
-    s.rows = rollout(s.model, task, some, s.hints, G, s.cfg.temperature, generator)
+    s.rows = rollout(s.model, task, s.problems, s.hints, G, s.cfg.temperature, generator)
     while again := method.again(s):
-        some, hints = map(list, zip(*again, strict=True))
-        s.rows = s.rows.join(rollout(s.model, task, some, np.array(hints), G, s.cfg.temperature, generator))
-        s.problems, s.hints = s.problems + some, np.append(s.hints, hints)
-        s.live = np.append(s.live, np.ones(len(some), bool))
+        more, hints = map(list, zip(*again, strict=True))
+        s.rows = s.rows.join(rollout(s.model, task, more, np.array(hints), G, s.cfg.temperature, generator))
+        s.problems, s.hints = s.problems + more, np.concatenate([s.hints, hints])
+        s.live = np.concatenate([s.live, np.ones(len(more), bool)])
 
 
 def train_step(method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list, s: Step, generator):
     """Decide the hints, explore from them, weigh what came out, update. Returns the step's metrics."""
+    s.cfg = replace(s.cfg, **method.settings)
     if supervised := method is METHODS["sft"] or method.supervised(s):
         method = METHODS["sft"]
-    s.model, s.base, s.problems, s.cfg = model, base, problems, replace(s.cfg, **method.settings)
+    s.model, s.base, s.problems = model, base, problems
     s.Z = len(problems) * s.cfg.group * task.answer_tokens
     explore(method, task, s, generator)
     zeros = torch.zeros_like(s.rewards)  # (P, G)
-    # Behind a full hint nothing is sampled and a group's rewards are equal: no suffix and A = 0, so nothing but SFT.
     s.rows.advantage = (zeros + method.advantage(s)).flatten()
     live = torch.tensor(s.live, device=zeros.device).repeat_interleave(s.cfg.group)[:, None]
-    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)
-    first_row = torch.arange(s.cfg.group, device=zeros.device) == 0  # where all share a hint, it stands for the group
-    once = torch.where(s.taught & (s.hints.ndim == 1), s.cfg.group * first_row, 1)  # (P, G)
+    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)  # s.rows: what it cost, all of it
+    # Where a group shares its hint, the G rows have the same gradient from it: c * G in the first, 0 in the others.
+    once = s.cfg.group * (torch.arange(s.cfg.group, device=zeros.device) == 0)
+    once = torch.where(s.taught & (s.hints.ndim == 1), once, 1)  # (P, G)
     updates = []
     for _ in range(s.cfg.updates):
         rows.hint_weight = ((zeros + method.c(s)) * once).flatten()
@@ -469,7 +472,7 @@ def train_step(method: Method, model: GPT, base: GPT, optimizers: list, task: Ta
     explored, sampled = s.rows.suffix.any(1), int(s.rows.suffix.sum())
     metrics = {
         **updates[-1],
-        "reward": s.rewards.mean().item(),  # of hinted rows too: explored_solved, below, is of sampled ones
+        "reward": s.rewards.mean().item(),  # of fully hinted rows too; explored_solved, below, is not
         "frac_reward_zero_std": (s.rewards == s.rewards[:, :1]).all(1).float().mean().item(),
         "hint_share": float(np.mean(s.hints.T / np.maximum(s.units, 1))),
         "supervised": int(supervised),

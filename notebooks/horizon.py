@@ -5,6 +5,7 @@ python notebooks/horizon.py          the grid that all arms were tuned with (res
 
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ GRID = {
     "hint_coef": (0.02, 0.05, 0.1),
     "warmup": (10, 30, 100),
 }
-ARMS = {  # what of the grid makes a difference to which method
+ARMS = {  # what of the grid makes a difference to which method; to others: lr, entropy_coef
     "sft": ["lr"],
     "rft": ["lr", "entropy_coef"],
     "sft_rft": ["lr", "entropy_coef", "warmup"],
@@ -51,7 +52,7 @@ def chain(method: str, H: int, seed: int, B: int = 4, **more) -> Config:
 
 
 def cells(method: str) -> list[dict]:
-    names = ARMS[method]
+    names = ARMS.get(method, ["lr", "entropy_coef"])
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
@@ -75,15 +76,15 @@ def summary(results: list[dict]) -> tuple[int, float, float]:
     return reached, float(np.median([took(x) for x in results])), float(score)
 
 
-def rounds(method: str) -> list[tuple[list[dict], list[list[dict]]]]:
+def rounds(method: str) -> Iterator[tuple[list[dict], list[list[dict]]]]:
     """How an arm is tuned: in each of three rounds some cells, the best first, and all their results so far.
 
     All cells at H = 6; the best five there, and whichever solved as many trees as the best, at H = 16; those that now
     lead together, if they solve any, on ten more at H = 16. Best: most trees solved, then fewest rollouts, then the
     highest expected reward.
     """
-    some, results, found = cells(method), {}, []
-    for H, seeds in GRID_TREES:
+    some, results = cells(method), {}
+    for i, (H, seeds) in enumerate(GRID_TREES):
         for cell, more in zip(some, runs_of(method, some, H, seeds), strict=True):
             results.setdefault(str(cell), []).append(more)
         ranks = {}
@@ -91,16 +92,18 @@ def rounds(method: str) -> list[tuple[list[dict], list[list[dict]]]]:
             solved, rollouts, score = np.array([summary(x) for x in results[str(cell)]]).sum(0)
             ranks[str(cell)] = (-solved, rollouts, -score)
         some = sorted(some, key=lambda cell: ranks[str(cell)])
-        found.append((some, [results[str(cell)][-1] for cell in some]))
+        yield some, [results[str(cell)][-1] for cell in some]
+        if not any(x["reached"] for x in results[str(some[0])][-1]):
+            return  # nothing to tell them apart by
         lead = [cell for cell in some if ranks[str(cell)][0] == ranks[str(some[0])][0]]
-        some = max(some[:5], lead, key=len) if len(found) == 1 else lead
-        if len(some) == 1 or not any(x["reached"] for x in found[-1][1][0]):
-            break  # decided; or nothing to tell them apart by
-    return found
+        some = lead if i else max(some[:5], lead, key=len)
+        if len(some) == 1:
+            return  # decided
 
 
 def tuned(method: str) -> dict:
-    return rounds(method)[-1][0][0]
+    *_, (some, _) = rounds(method)
+    return some[0]
 
 
 def race(
@@ -147,7 +150,7 @@ def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
 def main() -> None:
     """The grid: trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
     for method in ARMS:
-        found = rounds(method)
+        found = list(rounds(method))
         for cell in cells(method):
             line = f"{method:12s}" + f"{', '.join(f'{name} {x:g}' for name, x in cell.items()):48s}"
             for some, results in found:
