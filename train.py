@@ -343,17 +343,21 @@ def run(cfg: Config) -> list[dict]:
 # The command line
 
 
+def trained(folder: Path) -> tuple[Config, Task, GPT]:
+    saved = load(folder / "checkpoint.pt")
+    cfg = replace(Config(**saved["config"]), device="cpu")
+    task = make_task(cfg)
+    return cfg, task, make_model(cfg, task, saved["model"])
+
+
 def answers(folder: Path, n: int, text: str | None = None) -> str:
     """A trained model answers the user's problem n times, or n validation problems, every other one behind a hint."""
     from notebooks.report import show
 
-    saved = load(folder / "checkpoint.pt")
-    cfg = replace(Config(**saved["config"]), device="cpu")
-    task = make_task(cfg)
+    cfg, task, model = trained(folder)
     problems = task.split("validation", n, 0) if text is None else [task.parse(text)] * n
     hints = np.arange(n) % 2 if text is None else np.zeros(n, int)
-    model, generator = make_model(cfg, task, saved["model"]), randomness(cfg, 5)[1]
-    rows = rollout(model, task, problems, hints, 1, cfg.temperature, generator)
+    rows = rollout(model, task, problems, hints, 1, cfg.temperature, randomness(cfg, 5)[1])
     return f"{cfg.method} answers, sampled; [given] and explored\n{show(task, problems, hints, rows, bool(text))}"
 
 
@@ -369,6 +373,7 @@ def parse(argv: list[str] | None) -> dict:
         parser.add_argument(f"--{f.name}", type=f.type, metavar="X", help=text, **many)
     parser.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR (only --steps may change)")
     parser.add_argument("--ask", metavar="TEXT", help="let a trained model (of --out, --method) answer '3 8 9 5 -> 43'")
+    parser.add_argument("--export", metavar="DIR", help="write a trained model (of --out, --method) for transformers")
     parser.add_argument("--list", action="store_true", help="print the table of methods")
     return vars(parser.parse_args(argv))
 
@@ -421,18 +426,21 @@ def run_all(runs: list[Config], work: Callable = run) -> list:
 
 
 def main(argv: list[str] | None = None) -> None:
+    from notebooks.export import write_llama
     from notebooks.report import draw, methods_table, table  # they draw and print, and matplotlib is slow to load
 
     flags = parse(argv)
-    ask, resume, listing = (flags.pop(name, None) for name in ("ask", "resume", "list"))
+    ask, export, resume, listing = (flags.pop(name, None) for name in ("ask", "export", "resume", "list"))
     flags = DEFAULTS.get(flags.get("task"), {}) | flags
     cfg = replace(Config(), **{name: x for name, x in flags.items() if name != "method"})
     job = Path(resume or cfg.out or f"out/{cfg.task}-seed{cfg.seed}")
     if listing:
         return print(methods_table())
+    one = job if (job / "checkpoint.pt").exists() else job / flags.get("method", ["uft"])[0]
     if ask is not None:
-        alone = (job / "checkpoint.pt").exists()
-        return print(answers(job if alone else job / flags.get("method", ["uft"])[0], 16, ask))
+        return print(answers(one, 16, ask))
+    if export is not None:
+        return print(write_llama(*trained(one)[1:], Path(export)))
     default = STAGES if cfg.task == "skills" else DEMO
     runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", default), job)
     first, why = runs[0], "the best one here" if cfg.device == "auto" else "as asked"
