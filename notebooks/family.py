@@ -32,8 +32,8 @@ def unlikely(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
 
 def open_ended(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
     """1 where entropy is highest, 20 % of the hint, else 0"""
-    entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~hint, -1.0)  # (N, T)
-    rank = entropy.argsort(1, descending=True).argsort(1)
+    minus_entropy = (distribution.exp() * distribution).sum(-1).masked_fill(~hint, 1.0)  # (N, T); others come last
+    rank = minus_entropy.argsort(1).argsort(1)
     return rank < (0.2 * hint.sum(1, keepdim=True)).ceil()
 
 

@@ -165,9 +165,9 @@ def test_chord_weighs_what_is_half_known(task, model, problems):
 
 
 def test_prefix_rft_touches_the_fifth_with_the_highest_entropy():
-    """The lowest, or of the whole batch, or prompts and padding among them."""
+    """The lowest, or of the whole batch, or prompts and padding among them where the hint is rather certain."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 24, 5, generator=generator) * torch.rand(3, 24, 1, generator=generator) * 4
+    logits = torch.randn(3, 24, 5, generator=generator) * torch.rand(3, 24, 1, generator=generator) * 12
     column, start, end = torch.arange(25), torch.tensor([[3], [5], [2]]), torch.tensor([[13], [20], [3]])
     hint = (column >= start) & (column < end)  # 10, 15 and 1 tokens
     rows = Rows(torch.ones(3, 25, dtype=torch.long), hint, ~hint & False, torch.zeros(3, 25), *[torch.zeros(3)] * 2)
