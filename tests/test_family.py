@@ -137,6 +137,7 @@ def test_dapo(task, model, problems):
     alike = (s.rewards == s.rewards[:, :1]).all(1).numpy()
     assert 6 < len(s.problems) <= 24 and (len(s.problems) == 24 or s.live.sum() == 6)
     assert (alike[:6] == ~s.live[:6]).all() and metrics["rollouts"] == 4 * len(s.problems)
+    assert len(taken(METHODS["dapo"], model, task, problems, temperature=100.0)[0].problems) == 24  # all fail, alike
     A = grpo_advantages(s.rewards).flatten()
     rows = replace(s.rows, advantage=A, hint_weight=torch.zeros_like(A))
     loss = loss_terms(model, model, rows, replace(CFG, temperature=1.5))["loss"]
