@@ -401,7 +401,7 @@ class Method:
     supervised: Callable[[Step], bool] = never
     again: Callable[[Step], Any] = never  # having seen the rewards: [(problem, l) ...] to roll out as well
     given: bool = False  # nothing is sampled: rows are scored answers and, if demos, demonstrations, whose score is 1
-    demos: bool = True
+    demos: bool = True  # after a supervised stage, too, problems that come with a demonstration
     settings: dict = field(default_factory=dict)  # fields of Config that are part of the method
 
 
@@ -431,9 +431,8 @@ METHODS = {
 def explore(method: Method, task: Task, s: Step, generator) -> None:
     """The step's rows: from the hints, and from others if the method, having seen the rewards, wants more."""
     G, s.live = s.cfg.group, np.ones(len(s.problems), bool)
-    if (
-        method.given
-    ):  # a row for each scored answer, or G copies of a demonstration; the answer is one unit, and the hint
+    if method.given:
+        # A row for each scored answer, or G copies of a demonstration. The whole answer is one unit, and the hint.
         answers = [replace(p, demo=[a]) for p in s.problems for a in p.answers or ["".join(p.demo)] * G]
         s.hints, s.rows = s.units, rollout(s.model, task, answers, np.ones(len(answers), int), 1)
         return
@@ -446,7 +445,9 @@ def explore(method: Method, task: Task, s: Step, generator) -> None:
         s.live = np.concatenate([s.live, np.ones(len(more), bool)])
 
 
-def train_step(method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list, s: Step, generator):
+def train_step(
+    method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list[Problem], s: Step, generator
+) -> dict:
     """Decide the hints, explore from them, weigh what came out, update. Returns the step's metrics."""
     s.cfg = replace(s.cfg, **method.settings)
     if supervised := method is METHODS["sft"] or method.supervised(s):

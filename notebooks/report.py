@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data import Problem, Task
-from nanouft import METHODS, Rows, evenly, never, one
+from nanouft import METHODS, Rows, evenly, never
 
 
 def methods_table() -> str:
@@ -13,13 +13,7 @@ def methods_table() -> str:
     lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "gate"]]
     lines += [["---"] * len(lines[0])]
     for name, m in METHODS.items():
-        c = (
-            m.c.__doc__
-            if m.focus is evenly
-            else m.focus.__doc__
-            if m.c is one
-            else f"{m.c.__doc__}, times {m.focus.__doc__}"
-        )
+        c = ", times ".join(x.__doc__ for x in (m.c, m.focus) if x is not evenly)
         A = m.advantage.__doc__ + "".join(f"; {name} {x}" for name, x in m.settings.items())
         cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [m.hint.__doc__, c, A]
         gates = {"a step of sft if ": m.supervised, "again: ": m.again}

@@ -32,8 +32,12 @@ def test_files_say_what_the_model_is(exported):
         start, end = x["data_offsets"]
         found[name] = np.frombuffer(content[8 + n :][start:end], np.float32).reshape(x["shape"])
     assert sum(x.size for x in found.values()) == sum(p.numel() for p in model.parameters())
-    up = model.blocks[1].gate_up.weight.chunk(2)[1].detach().numpy()
-    assert (found["model.layers.1.mlp.up_proj.weight"] == up).all()
+    for names, ours in {
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"): model.blocks[1].qkv,
+        ("mlp.gate_proj", "mlp.up_proj"): model.blocks[1].gate_up,
+    }.items():
+        theirs = np.concatenate([found[f"model.layers.1.{name}.weight"] for name in names])
+        assert (theirs == ours.weight.detach().numpy()).all()
     config = json.loads((folder / "config.json").read_text())
     assert config["tie_word_embeddings"] and config["num_hidden_layers"] == 2 and config["eos_token_id"] == task.end
 
