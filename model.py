@@ -25,26 +25,31 @@ class Cache:
 
     def __init__(self, model: "GPT", left: Tensor, size: int):
         shape = (len(model.blocks), 2, len(left), model.n_head, size, model.rotary.shape[-1])
-        self.kv = torch.zeros(shape, device=left.device)  # (layers, key and value, B, H, size, D)
-        self.left, self.used = left, 0
+        self.kv = torch.empty(shape, device=left.device)  # (layers, key and value, B, H, size, D)
+        place = torch.arange(size, device=left.device) - left[:, None]  # (B, size)
+        self.real = (place >= 0)[:, None, None]  # (B, 1, 1, size): no padding
+        self.rotary = model.rotary[:, place.clamp(0, model.rotary.shape[1] - 1)].unsqueeze(2)  # (2, B, 1, size, D)
+        self.used = 0
 
     def extend(self, T: int) -> tuple[Tensor, Tensor]:
-        """Take T more columns. Their positions (B, T), and what each of them may look at (B, 1, T, used)."""
-        column = torch.arange(self.used + T, device=self.left.device)
-        new, self.used = column[self.used :, None], self.used + T
-        # Padding looks at itself: a softmax over nothing is NaN, and 0 * NaN would reach the tokens behind it.
-        sees = (column >= self.left[:, None, None, None]) & (column <= new) | (column == new)
-        return (new[:, 0] - self.left[:, None]).clamp(min=0), sees
+        """Take T more columns: their rotary angles (2, B, 1, T, D), and what they may look at (B, 1, T or 1, used)."""
+        new, self.used = slice(self.used, self.used + T), self.used + T
+        sees = self.real[..., : self.used]
+        if T > 1:
+            column = torch.arange(self.used, device=sees.device)
+            # Padding looks at itself: a softmax over nothing is NaN, and 0 * NaN would reach the tokens behind it.
+            sees = sees & (column <= column[new, None]) | (column == column[new, None])
+        return self.rotary[..., new, :], sees
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop or repeat rows."""
-        self.kv, self.left = self.kv[:, :, rows], self.left[rows]
+        self.kv, self.rotary = self.kv.index_select(2, rows), self.rotary.index_select(1, rows)
+        self.real = self.real[rows]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys (B, H, T, D) by their positions; column d pairs with d + D/2."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn queries and keys (2, B, H, T, D) by their positions; column d pairs with d + D/2."""
+    return x * rotary[0] + x.roll(x.shape[-1] // 2, -1) * rotary[1]
 
 
 class Block(nn.Module):
@@ -56,10 +61,10 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(C, 3 * C, bias=False), nn.Linear(C, C, bias=False)
         self.gate_up, self.down = nn.Linear(C, 2 * d_ff, bias=False), nn.Linear(d_ff, C, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor | None, kv: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, sees: Tensor | None, kv: Tensor | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        qkv = self.qkv(self.norm1(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        (q, k), v = rotate(qkv[:2], rotary), qkv[2]
         if kv is not None:  # (2, B, H, used, D), the last T columns of it new
             kv[0, :, :, -T:], kv[1, :, :, -T:] = k, v
             k, v = kv
@@ -70,7 +75,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V) of the first V words: those that may be written."""
+    """Token ids (B, T) -> logits (B, T, V) of the first V words: those that may be written. With a cache: (B, 1, V), of
+    the last column."""
 
     def __init__(self, vocab: int, n_layer: int, width: int, max_len: int, D: int = 16, writable: int | None = None):
         super().__init__()
@@ -81,7 +87,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, n_head) for _ in range(n_layer))
         self.norm = nn.RMSNorm(width, eps=1e-5)
         angle = torch.outer(torch.arange(max_len), 10_000 ** (-torch.arange(0, D, 2) / D)).repeat(1, 2)
-        self.register_buffer("rotary", torch.stack([angle.cos(), angle.sin()]), persistent=False)  # (2, max_len, D)
+        sign = (torch.arange(D) >= D // 2) * 2 - 1  # (a, b) turns to (a cos - b sin, b cos + a sin)
+        rotary = torch.stack([angle.cos(), angle.sin() * sign])
+        self.register_buffer("rotary", rotary, persistent=False)  # (2, max_len, D)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -94,11 +102,11 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Without a cache, padding stands at the end of a row, where causality hides it."""
         T = tokens.shape[1]
-        positions, sees = cache.extend(T) if cache else (torch.arange(T, device=tokens.device)[None], None)
-        cos, sin = self.rotary[:, positions].unsqueeze(2)  # (B or 1, 1, T, D)
+        rotary, sees = cache.extend(T) if cache else (self.rotary[:, :T], None)
         x = self.embed(tokens)  # (B, T, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
+            x = block(x, rotary, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
+        x = x[:, -1:] if cache else x
         return F.linear(self.norm(x), self.embed.weight[: self.writable])
 
 
@@ -109,7 +117,7 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
     return torch.tensor(padded, device=device), torch.tensor([len(r) for r in rows], device=device)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: GPT, prefixes: list, n: int, limits: list, stop: int, pad: int, temperature=1.0, generator=None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,35 +128,57 @@ def sample(
     log-probability of each under the distribution it was drawn from (temperature included; 0 for greedy, which is
     certain), and the number of new tokens (N,), the stop token counted.
     """
-    device, limit = model.embed.weight.device, torch.tensor(limits).repeat_interleave(n)
-    new = torch.full((len(limit), max(limits)), pad)
-    logp, count = torch.zeros(new.shape), torch.zeros(len(limit), dtype=torch.long)
-    limit, new, logp, count = (x.to(device) for x in (limit, new, logp, count))
-    alive = limit.nonzero()[:, 0]  # the rows still being written
-    wanted = [p for p, most in zip(prefixes, limits, strict=True) if most]
-    if not wanted:
-        return new, logp, count
-    tokens, length = pad_rows(wanted, pad, device, left=True)
-    cache = Cache(model, tokens.shape[1] - length, tokens.shape[1] + max(limits))
-    copies = torch.arange(len(wanted), device=device).repeat_interleave(n)
-    logits = model(tokens, cache)[copies, -1]  # (alive, V): a prefix is read once, then copied for its continuations
+    device, shape = model.embed.weight.device, (len(prefixes) * n, max(limits))
+    limit = torch.tensor(limits, device=device).repeat_interleave(n)  # (N,)
+    new, p = torch.full(shape, pad, device=device), torch.ones(shape, device=device)
+    by_length = sorted((i for i, most in enumerate(limits) if most), key=lambda i: len(prefixes[i]))
+    # Alike prefixes together need little padding, and some 2,000 tokens at a time stay in a CPU's caches.
+    size = max(1, (2_000 if device.type == "cpu" else 200_000) // max(map(len, prefixes)))
+    for some in (by_length[i : i + size] for i in range(0, len(by_length), size)):
+        rows = (torch.tensor(some, device=device)[:, None] * n + torch.arange(n, device=device)).flatten()
+        prompts = pad_rows([prefixes[i] for i in some], pad, device, left=True)
+        text, chance = write(model, *prompts, limit[rows], stop, temperature, generator)
+        new[rows, : text.shape[1]], p[rows, : text.shape[1]] = text, chance
+    stops = new == stop
+    written = (torch.arange(shape[1], device=device) < limit[:, None]) & (stops.cumsum(1) - stops.long() == 0)
+    return new.where(written, pad), p.where(written, 1.0).log(), written.sum(1)
+
+
+def write(
+    model: GPT, tokens: Tensor, length: Tensor, limit: Tensor, stop: int, temperature: float, generator
+) -> tuple[Tensor, Tensor]:
+    """Tokens and their probabilities (B, longest limit), of which those after a row's end or limit mean nothing."""
+    (P, T), B, device = tokens.shape, len(limit), tokens.device
+    text = torch.zeros(B, int(limit.max()), dtype=torch.long, device=device)
+    p = torch.ones(text.shape, device=device)
+    u = 1 - torch.rand(text.shape, device=device, generator=generator)  # above 0: no word of probability 0 is drawn
+    cache, copies = (
+        Cache(model, T - length, T + text.shape[1]),
+        torch.arange(P, device=device).repeat_interleave(B // P),
+    )
+    logits = model(tokens, cache)[copies, -1]  # (B, V): a prefix is read once, then copied for its continuations
     cache.select(copies)
-    for t in range(max(limits)):
+    row = torch.arange(B, device=device)  # the rows still in the batch
+    going = row >= 0  # and which of them have not ended
+    for t in range(text.shape[1]):
         if temperature == 0:
-            token = logits.argmax(-1)  # (alive,)
+            token = logits.argmax(-1)
         else:
-            distribution = F.log_softmax(logits / temperature, dim=-1)
-            token = torch.multinomial(distribution.exp(), 1, generator=generator)[:, 0]
-            logp[alive, t] = distribution.gather(1, token[:, None])[:, 0]
-        new[alive, t], count[alive] = token, t + 1
-        going = ((token != stop) & (limit[alive] > t + 1)).nonzero()[:, 0]
-        if len(going) == 0:
+            distribution = F.softmax(logits / temperature, dim=-1)
+            below = distribution.cumsum(-1)  # the word is the one in whose share of the sum a uniform number falls
+            token = torch.searchsorted(below, u[row, t, None] * below[:, -1:])[:, 0]
+            p[row, t] = distribution.gather(1, token[:, None])[:, 0]
+        text[row, t] = token
+        going &= (token != stop) & (limit[row] > t + 1)
+        left = int(going.sum())
+        if left == 0:
             break
-        if len(going) < len(alive):  # finished rows leave the batch: behind hints of different lengths, most end early
-            alive, token = alive[going], token[going]
-            cache.select(going)
+        if left < 0.7 * len(row):  # ended rows go on in vain until it pays to copy the others together
+            keep = going.nonzero()[:, 0]
+            row, token, going = row[keep], token[keep], going[keep]
+            cache.select(keep)
         logits = model(token[:, None], cache)[:, -1]
-    return new, logp, count
+    return text, p
 
 
 def save(path: Path, content: dict) -> None:

@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -175,6 +176,13 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
     return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
 
 
+def all_sum(x: Tensor) -> Tensor:
+    """Over all processes that torchrun started, each of which has rows of its own; x itself where there is only one."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
 def update(rows: Rows, optimizers: list, focus: Callable, s: "Step") -> dict[str, float]:
     """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
     model, cfg = s.model, s.cfg
@@ -182,15 +190,17 @@ def update(rows: Rows, optimizers: list, focus: Callable, s: "Step") -> dict[str
     imitates = rows.hint.any(1) & (rows.hint_weight != 0)
     useful = (explores | imitates).nonzero()[:, 0]
     totals = {"trained_rows": len(useful), "loss": 0.0, "clip_ratio": 0.0, "grad_norm": 0.0}
-    if len(useful) == 0:
+    if all_sum(torch.tensor(len(useful), device=useful.device)) == 0:
         return totals  # nothing to learn from; momentum must not move the parameters either
     sampled = max(int(rows.suffix[useful].sum()), 1)
     model.zero_grad()
-    for part in useful.split(cfg.micro_batch):
-        terms = loss_terms(model, s.base, rows.take(part), cfg, focus)
+    for i in range(0, len(useful), cfg.micro_batch):
+        terms = loss_terms(model, s.base, rows.take(useful[i : i + cfg.micro_batch]), cfg, focus)
         (terms["loss"] / s.Z).backward()
         for name, total in terms.items():
             totals[name] = totals.get(name, 0.0) + total.item() / (s.Z if name == "loss" else sampled)
+    for p in model.parameters():
+        p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # as it was before clipping
     for name in ("loss", "grad_norm"):
         if not np.isfinite(totals[name]):
@@ -249,6 +259,7 @@ class Step:
     cfg: Any  # train.Config
     rng: np.random.Generator
     memory: dict = field(default_factory=dict)  # what a method remembers from step to step; part of the checkpoint
+    coin: np.random.Generator | None = None  # for gates: several processes must agree, so each has the same
     more: Callable[[int], list[Problem]] | None = None  # draws other problems
     problems: list[Problem] = field(default_factory=list)  # P of them
     hints: np.ndarray | None = None  # (P,) l; or (P, G), where a group does not share its hint
@@ -367,7 +378,7 @@ def alternate(s: Step) -> bool:
 
 def coin(s: Step) -> bool:
     """t < warmup, then with probability mix"""
-    return first(s) or s.rng.random() < s.cfg.mix
+    return first(s) or s.coin.random() < s.cfg.mix
 
 
 def gradient_norm(s: Step) -> bool:
@@ -378,7 +389,7 @@ def gradient_norm(s: Step) -> bool:
     # that pi is far from the demonstrations; a small one nothing (plateaus are flat too), and g is only as new as the
     # last supervised step: RL may have drifted away since.
     s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
-    return s.rng.random() < s.memory["p_sft"]
+    return s.coin.random() < s.memory["p_sft"]
 
 
 def share_of_demos(method: "Method", s: Step) -> float:
@@ -453,7 +464,7 @@ def train_step(
     if supervised := method is METHODS["sft"] or method.supervised(s):
         method = METHODS["sft"]
     s.model, s.base, s.problems = model, base, problems
-    s.Z = len(problems) * s.cfg.group * task.answer_tokens
+    s.Z = int(all_sum(torch.tensor(len(problems), device=model.embed.weight.device))) * s.cfg.group * task.answer_tokens
     explore(method, task, s, generator)
     zeros = torch.zeros_like(s.rewards)  # (P, G)
     s.rows.advantage = (zeros + method.advantage(s)).flatten()

@@ -3,6 +3,7 @@
 python train.py                                  the main job: six methods from one base model, a table and a figure
 python train.py --method uft rft --seed 1        some of them
 python train.py --ask "3 8 9 5 -> 43"            a trained model answers
+torchrun --nproc_per_node 4 train.py ...         on several GPUs or machines: each has a share of a step's problems
 run(Config(method="uft"))                        the same from Python
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from data import TASKS, Problem, Task
@@ -72,7 +74,7 @@ class Config:
     temperature: float = flag(1.0, "sampling temperature", 0.01, 100)
     kl_coef: float = flag(0.0, "weight of the KL to the base")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
-    micro_batch: int = flag(512, "rows in one forward pass: memory, not the gradient, depends on it", 1)
+    micro_batch: int = flag(128, "rows in one forward pass: time and memory, not the gradient, depend on it", 1)
     # hints and switches
     hint_coef: float = flag(0.1, "the coefficient on the hint's log-likelihood, the paper's beta")
     hint_steps: int = flag(420, "T_hint: no hints from this step on")
@@ -96,11 +98,18 @@ DEFAULTS = {  # a task's own, on the command line
     "chain": dict(validation=256, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
     "skills": dict(problems=32, group=4, demos=8192, layers=3, steps=1000, warmup=500, beta=0.1),
 }
+PRESETS = {
+    "laptop": {},
+    "gpu": dict(numbers=5, high=25, limit=100, layers=6, width=384, base_steps=4000, demos=16384, steps=2000)
+    | dict(hint_steps=1200, warmup=1000, eval_every=100, group=16, lr=3e-4, micro_batch=1024),
+}
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 STAGES = ["sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit"]  # of skills
 MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
-BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20}
+COUNTS = ["rollouts", "sampled_tokens", "demo_tokens", "trained_rows", "loss"]  # of all processes together
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20} | ({"disable": True} if RANK else {})
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Setting up
@@ -114,6 +123,8 @@ def check(cfg: Config) -> None:
             raise ValueError(f"--{f.name} {value}: expected one of {', '.join(names)}")
         if f.type is not str and not least <= value <= most:
             raise ValueError(f"--{f.name} {value}: expected a number from {least:,} to {most:,}")
+    if cfg.problems < PROCESSES:
+        raise ValueError(f"--problems {cfg.problems}: fewer than the {PROCESSES} processes that share them")
     if cfg.problems > cfg.demos:
         raise ValueError(f"--problems {cfg.problems}: the pool has only --demos {cfg.demos}")
     if not METHODS[cfg.method].demos and cfg.task != "skills":
@@ -252,6 +263,24 @@ def score(record: dict) -> float:
     return record.get("expected_reward", record["accuracy"])
 
 
+def of_the_first(x):
+    """What the first process has, for all."""
+    box = [x]
+    if PROCESSES > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def together(record: dict) -> dict:
+    """A step's metrics, over all processes: sums of what is counted, and means."""
+    if PROCESSES == 1:
+        return record
+    records = [{}] * PROCESSES
+    dist.all_gather_object(records, record)
+    found = {name: [r[name] for r in records if name in r] for r in records for name in r}
+    return {name: float(sum(x) if name in COUNTS else np.mean(x)) for name, x in found.items()}
+
+
 def saved_run(cfg: Config) -> dict:
     """The checkpoint in the run's folder, if there is one. Of another run it must not be: nothing is overwritten."""
     path = Path(cfg.out) / "checkpoint.pt"
@@ -273,9 +302,9 @@ def run(cfg: Config) -> list[dict]:
     """Train one method, from where its folder left off. Returns its metrics, a dict for step 0 and for every step
     (README.md defines each of them)."""
     check(cfg)
-    task, method, out, saved = make_task(cfg), METHODS[cfg.method], Path(cfg.out), saved_run(cfg)
+    task, method, out, saved = make_task(cfg), METHODS[cfg.method], Path(cfg.out), of_the_first(saved_run(cfg))
     sets = splits(cfg, task)
-    start = base_model(cfg, task, sets)
+    start = of_the_first(base_model(cfg, task, sets))
     model, base, reference, best = (make_model(cfg, task, start["model"]) for _ in range(4))  # best: on validation
     pools = [p for p in sets["pool"] if p.demo], [p for p in sets["pool"] if not p.demo]
     annotate(cfg, task, base, pools[1])
@@ -315,15 +344,15 @@ def run(cfg: Config) -> list[dict]:
             checkpoint()
             raise KeyboardInterrupt
         clock = time.perf_counter()
-        rng, generator = randomness(cfg, 0, t)
-        step = Step(t, cfg, rng, state["memory"])
+        rng, generator = randomness(cfg, 0, t, RANK)
+        step = Step(t, cfg, rng, state["memory"], coin=randomness(cfg, 8, t)[0])
         step.more = partial(draw, pools, share=share_of_demos(method, step), rng=rng)
-        problems = step.more(cfg.problems)
+        problems = step.more((cfg.problems + RANK) // PROCESSES)  # this process's share of them
         if method.supervised is first and t == cfg.warmup:  # the second stage
             optimizer.param_groups[0]["lr"] = cfg.second_lr or cfg.lr
             if cfg.reference == "sft":
                 reference.load_state_dict(model.state_dict())
-        record = train_step(method, model, reference, [optimizer], task, problems, step, generator)
+        record = together(train_step(method, model, reference, [optimizer], task, problems, step, generator))
         record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
         record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
         state["step"] = t + 1
@@ -371,6 +400,7 @@ def parse(argv: list[str] | None) -> dict:
     for f in fields(Config):
         text, many = f"{f.metadata['help']} [{f.default}]", {"nargs": "+"} if f.name == "method" else {}
         parser.add_argument(f"--{f.name}", type=f.type, metavar="X", help=text, **many)
+    parser.add_argument("--preset", choices=PRESETS, help="laptop: as above; gpu: larger, an hour on a consumer card")
     parser.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR (only --steps may change)")
     parser.add_argument("--ask", metavar="TEXT", help="let a trained model (of --out, --method) answer '3 8 9 5 -> 43'")
     parser.add_argument("--export", metavar="DIR", help="write a trained model (of --out, --method) for transformers")
@@ -411,6 +441,9 @@ def prepare(lock, lines) -> None:
 def run_all(runs: list[Config], work: Callable = run) -> list:
     """Side by side, each in a process of its own: what work(cfg) returned, or else what it raised. Ctrl-C is theirs to
     hear: this process passes it on, and waits."""
+    if PROCESSES > 1:  # torchrun's: one run after another, all processes on each, and the first of them writes
+        dist.init_process_group()
+        return [work(replace(cfg, out="" if RANK else cfg.out)) for cfg in runs]
     jobs = min(len(runs), os.cpu_count() or 1) if pick_device(runs[0]).type == "cpu" else 1
     spawn, children = multiprocessing.get_context("spawn"), multiprocessing.active_children
     tqdm.set_lock(spawn.RLock())
@@ -419,8 +452,8 @@ def run_all(runs: list[Config], work: Callable = run) -> list:
         lines.put(i)
     before = signal.signal(signal.SIGINT, lambda *_: [os.kill(p.pid, signal.SIGINT) for p in children()])
     with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock(), lines]) as pool:
-        futures = [pool.submit(work, cfg) for cfg in runs]
-        outcomes = [f.exception() or f.result() for f in futures]
+        futures = [pool.submit(work, cfg) for cfg in reversed(runs)]  # the main job's last methods take longest
+        outcomes = [f.exception() or f.result() for f in reversed(futures)]
     signal.signal(signal.SIGINT, before)
     return outcomes
 
@@ -431,7 +464,7 @@ def main(argv: list[str] | None = None) -> None:
 
     flags = parse(argv)
     ask, export, resume, listing = (flags.pop(name, None) for name in ("ask", "export", "resume", "list"))
-    flags = DEFAULTS.get(flags.get("task"), {}) | flags
+    flags = DEFAULTS.get(flags.get("task"), {}) | PRESETS[flags.pop("preset", "laptop")] | flags
     cfg = replace(Config(), **{name: x for name, x in flags.items() if name != "method"})
     job = Path(resume or cfg.out or f"out/{cfg.task}-seed{cfg.seed}")
     if listing:
@@ -449,9 +482,13 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(first, name) >= first.steps:
             print(f"note: for methods that use it, --{name} {getattr(first, name)} fills all --steps {first.steps}")
     sys.stdout.flush()
+    if pick_device(first).type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
         base_model(first, make_task(first), splits(first, make_task(first)))
         outcomes = run_all(runs)
+        if RANK:
+            return
     except KeyboardInterrupt as stop:
         outcomes = [stop]
     if any(isinstance(x, KeyboardInterrupt) for x in outcomes):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import Problem
-from nanouft import METHODS, Method, Step, anneal, grpo_advantages, one, whole, zero
+from nanouft import METHODS, Method, Step, all_sum, anneal, grpo_advantages, one, whole, zero
 
 # How a row's c is spread over its hint: (p = pi(token), log-probabilities of all words, which are hint) -> a factor.
 
@@ -120,7 +120,7 @@ def centred(s: Step) -> Tensor:
 def token_mean(s: Step) -> Tensor:
     """(r - mean) / std, and Z = the tokens that this trains"""
     A = grpo_advantages(s.rewards)
-    return A * s.Z / (s.rows.suffix * (A.view(-1, 1) != 0)).sum().clamp(1)
+    return A * s.Z / all_sum((s.rows.suffix * (A.view(-1, 1) != 0)).sum()).clamp(1)
 
 
 def success(s: Step) -> Tensor:

@@ -64,7 +64,8 @@ def gradient(
     method: Method, model: GPT, task, problems, t: int = 0, memory=None, seed: int = 0, **settings
 ) -> torch.Tensor:
     keep = Keep(model)
-    step = Step(t, replace(CFG, **settings), np.random.default_rng(seed), memory or {})
+    rng, coin = np.random.default_rng(seed), np.random.default_rng(seed)
+    step = Step(t, replace(CFG, **settings), rng, memory or {}, coin)
     generator = torch.Generator().manual_seed(seed)
     train_step(method, model, copy.deepcopy(model), [keep], task, problems, step, generator)
     return keep.gradient
@@ -316,7 +317,7 @@ def test_realised_hint_lengths_follow_the_schedule():
 
 def test_sasr_probability_and_what_its_memory_holds(task, model, problems):
     """G taken after clipping, updated by RL steps, or a warm-up that is not frozen."""
-    step = Step(1, CFG, np.random.default_rng(0), {})
+    step = Step(1, CFG, np.random.default_rng(0), coin=np.random.default_rng(1))
     metrics = train_step(METHODS["sasr"], model, model, [Keep(model)], task, problems, step, None)
     assert metrics["supervised"] == 1 and step.memory == {"g": metrics["grad_norm"], "g_warmup": metrics["grad_norm"]}
     assert metrics["grad_norm"] > 0.01
@@ -334,7 +335,8 @@ def test_sasr_probability_and_what_its_memory_holds(task, model, problems):
 
 def supervised_share(name: str, steps: int = 2000, **settings) -> float:
     gate, rng = METHODS[name].supervised, np.random.default_rng(0)
-    return np.mean([gate(Step(t, replace(CFG, **settings), rng, {"g": 1.0, "g_warmup": 1.0})) for t in range(2, steps)])
+    memory, cfg = {"g": 1.0, "g_warmup": 1.0}, replace(CFG, **settings)
+    return np.mean([gate(Step(t, cfg, None, memory, coin=rng)) for t in range(2, steps)])
 
 
 def test_gates_open_as_often_as_they_say():
