@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from nanouft import METHODS  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
 from train import DEFAULTS, Config  # noqa: E402
 
@@ -20,7 +21,7 @@ GRID = {
     "hint_coef": (0.02, 0.05, 0.1),
     "warmup": (10, 30, 100),
 }
-ARMS = {  # what of the grid makes a difference to which method; to others: lr, entropy_coef
+ARMS = {  # what of the grid makes a difference to which method
     "sft": ["lr"],
     "rft": ["lr", "entropy_coef"],
     "sft_rft": ["lr", "entropy_coef", "warmup"],
@@ -31,6 +32,8 @@ ARMS = {  # what of the grid makes a difference to which method; to others: lr, 
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
 }
+RELATIVES = {name: ["lr", "entropy_coef"] for name, method in METHODS.items() if name not in ARMS and not method.given}
+RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
 MAIN = ["sft", "rft", "hint_only", "uft", "uft_uniform"]  # drawn with their spread
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
@@ -52,7 +55,7 @@ def chain(method: str, H: int, seed: int, B: int = 4, **more) -> Config:
 
 
 def cells(method: str) -> list[dict]:
-    names = ARMS.get(method, ["lr", "entropy_coef"])
+    names = (ARMS | RELATIVES)[method]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
@@ -149,14 +152,14 @@ def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
 
 def main() -> None:
     """The grid: trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
-    for method in ARMS:
-        found = list(rounds(method))
+    for method in ARMS | RELATIVES:
+        found = list(rounds(method)) if method in ARMS else [next(rounds(method))]
         for cell in cells(method):
             line = f"{method:12s}" + f"{', '.join(f'{name} {x:g}' for name, x in cell.items()):48s}"
             for some, results in found:
                 if cell in some:
                     line += "{:3d}{:9,.0f}{:6.2f}  ".format(*summary(results[some.index(cell)]))
-            print(line + "<- chosen" * (cell == tuned(method)))
+            print(line + "<- chosen" * (cell == found[-1][0][0]))
 
 
 if __name__ == "__main__":
