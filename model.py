@@ -112,7 +112,8 @@ class GPT(nn.Module):
 
 def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
     """Lists of ids -> ids (B, longest), padded on one side, and their lengths (B,)."""
-    fill = [[pad] * (max(map(len, rows)) - len(r)) for r in rows]
+    longest = max(map(len, rows))
+    fill = [[pad] * (longest - len(r)) for r in rows]
     padded = [f + r if left else r + f for r, f in zip(rows, fill, strict=True)]
     return torch.tensor(padded, device=device), torch.tensor([len(r) for r in rows], device=device)
 

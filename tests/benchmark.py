@@ -258,7 +258,7 @@ def beside_peers(repeat: int, thread_counts: tuple) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
         write_llama(task, fresh(task), Path(folder))
         for N in SIZES:
-            few = max(repeat * 64 // N, min(repeat, 5))
+            few = max(repeat * 64 // N, min(repeat, 10))
             found[f"GRPO step / TRL, {N} rollouts"] = grpo(task, folder, N, few, thread_counts)
             found[f"sample / generate, {N} rows"] = generate(task, folder, N, False, few, thread_counts)
             found[f"sample / generate, {N} rows, ragged"] = generate(task, folder, N, True, few, thread_counts)

@@ -1,5 +1,6 @@
 """model.py against oracles. Each docstring names the mistake that the test guards against."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,34 @@ def test_limits_of_zero_write_nothing(model):
     assert count[0] == count[2] == 0 and (new[0] == PAD).all()
     assert new[3, : count[3]].tolist() == uncached_greedy(model, PREFIXES[3], 5)
     assert sample(model, PREFIXES, 3, [0] * 4, STOP, PAD)[2].tolist() == [0] * 12
+
+
+def test_many_rows_are_written_like_one(model):
+    """Blocks of prefixes put back in the wrong order, or rows mixed up when ended ones leave the batch."""
+    rng = np.random.default_rng(0)
+    prefixes = [rng.integers(0, STOP, n).tolist() for n in rng.integers(1, 20, 400)]  # in all, 4,000 tokens
+    limits = rng.integers(0, 9, 400).tolist()
+    greedy, _, greedy_count = sample(model, prefixes, 1, limits, STOP, PAD, 0.0)
+    new, logp, count = sample(model, prefixes, 2, limits, STOP, PAD, generator=torch.Generator().manual_seed(5))
+    for i, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
+        assert greedy[i, : greedy_count[i]].tolist() == uncached_greedy(model, prefix, limit)
+        for row in (2 * i, 2 * i + 1):
+            tokens = new[row, : count[row]].tolist()
+            assert STOP not in tokens[:-1] and (tokens[-1:] == [STOP] or len(tokens) == limit)
+            distribution = model(torch.tensor([prefix + tokens]))[0, len(prefix) - 1 : -1].log_softmax(-1)
+            assert torch.allclose(logp[row, : count[row]], distribution[range(len(tokens)), tokens], atol=1e-4)
+            assert (new[row, count[row] :] == PAD).all() and (logp[row, count[row] :] == 0).all()
+
+
+@pytest.mark.parametrize("random, token", [(0.0, 2), (1 - 2**-24, 1)])  # the smallest and the largest that torch draws
+def test_what_cannot_be_is_never_drawn(model, monkeypatch, random, token):
+    """A uniform number at the end of its range that falls on a word of probability 0, or on none."""
+    logits = torch.full((1, 1, VOCAB), -torch.inf)
+    logits[..., [1, 2]] = 0.0
+    monkeypatch.setattr(GPT, "forward", lambda self, tokens, cache=None: logits.expand(len(tokens), 1, VOCAB))
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, random))
+    new, logp, _ = sample(model, [[3]], 1, [4], STOP, PAD)
+    assert new.tolist() == [[token] * 4] and torch.allclose(logp, torch.tensor(0.5).log())
 
 
 def test_block_is_llamas(model):
