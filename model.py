@@ -7,6 +7,7 @@ is tied to the input embedding, so a checkpoint can leave for other engines unch
 """
 
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class Cache:
 
     def __init__(self, model: "GPT", left: Tensor, size: int):
         shape = (len(model.blocks), 2, len(left), model.n_head, size, model.rotary.shape[-1])
-        self.kv = torch.empty(shape, device=left.device)  # (layers, key and value, B, H, size, D)
+        self.kv = model.embed.weight.new_empty(shape)  # (layers, key and value, B, H, size, D)
         place = torch.arange(size, device=left.device) - left[:, None]  # (B, size)
         self.real = (place >= 0)[:, None, None]  # (B, 1, 1, size): no padding
         self.rotary = model.rotary[:, place.clamp(0, model.rotary.shape[1] - 1)].unsqueeze(2)  # (2, B, 1, size, D)
@@ -107,7 +108,7 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, rotary, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
         x = x[:, -1:] if cache else x
-        return F.linear(self.norm(x), self.embed.weight[: self.writable])
+        return F.linear(self.norm(x), self.embed.weight[: self.writable]).float()  # what follows sums small numbers
 
 
 def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -182,12 +183,18 @@ def write(
     return text, p
 
 
-def save(path: Path, content: dict) -> None:
+def save(path: Path, content: dict | str) -> None:
     """All or nothing: whoever dies while writing leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    torch.save({"format": FORMAT} | content, temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(content) if isinstance(content, str) else torch.save(
+            {"format": FORMAT} | content, temporary
+        )
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's word for a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error}); what was there before still is") from None
 
 
 def load(path: Path) -> dict:
@@ -195,6 +202,8 @@ def load(path: Path) -> dict:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}: train first")
     try:
+        if damaged := zipfile.ZipFile(path).testzip():  # checksums, which torch.load does not look at
+            raise ValueError(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it is broken
         raise ValueError(f"the checkpoint {path} is damaged ({type(error).__name__}): delete it") from None

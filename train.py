@@ -8,18 +8,21 @@ run(Config(method="uft"))                        the same from Python
 """
 
 import argparse
+import fcntl
 import inspect
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -100,8 +103,8 @@ DEFAULTS = {  # a task's own, on the command line
 }
 PRESETS = {
     "laptop": {},
-    "gpu": dict(numbers=5, high=25, limit=100, layers=6, width=384, base_steps=4000, demos=16384, steps=2000)
-    | dict(hint_steps=1200, warmup=1000, eval_every=100, group=16, lr=3e-4, micro_batch=1024),
+    "gpu": dict(numbers=5, high=25, limit=100, layers=6, width=384, base_steps=4000, demos=16384, steps=1500)
+    | dict(hint_steps=900, warmup=750, eval_every=100, group=16, lr=3e-4, micro_batch=1024),
 }
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 STAGES = ["sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit"]  # of skills
@@ -173,9 +176,12 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     Trees and chains have no rules to learn: there it is an untrained model."""
     settings = {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")} | options(cfg)
     path = Path(cfg.cache) / f"{'-'.join(map(str, settings.values()))}.pt"
-    if path.exists():
-        return load(path)
     model = make_model(cfg, task)
+    if path.exists():
+        content = load(path)
+        if {n: x.shape for n, x in content["model"].items()} != {n: x.shape for n, x in model.state_dict().items()}:
+            raise ValueError(f"{path} is the base of another model: delete it, or choose another --cache")
+        return content
     model.init_weights(randomness(cfg, 2)[1])
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
@@ -298,10 +304,22 @@ def saved_run(cfg: Config) -> dict:
 stopped = []  # Ctrl-C, heard by a process of the command line; a run then ends between two steps, and saves
 
 
+def alone(folder: Path) -> IO:
+    """A lock on the folder, which the system takes back when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"another process is training in {folder}: wait for it, or choose another --out") from None
+    return lock
+
+
 def run(cfg: Config) -> list[dict]:
     """Train one method, from where its folder left off. Returns its metrics, a dict for step 0 and for every step
     (README.md defines each of them)."""
     check(cfg)
+    lock = alone(Path(cfg.out)) if cfg.out else None  # noqa: F841  until this function ends
     task, method, out, saved = make_task(cfg), METHODS[cfg.method], Path(cfg.out), of_the_first(saved_run(cfg))
     sets = splits(cfg, task)
     start = of_the_first(base_model(cfg, task, sets))
@@ -332,8 +350,8 @@ def run(cfg: Config) -> list[dict]:
     def checkpoint() -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
         save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state, "metrics": metrics} | states)
-        (out / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
-        (out / "config.json").write_text(json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
+        save(out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
+        save(out / "config.json", json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
 
     metrics = metrics or [validate({"step": 0} | dict.fromkeys(CUMULATIVE, 0))]
     bar = tqdm(range(state["step"], cfg.steps), cfg.method, cfg.steps, initial=state["step"], **BAR)
@@ -414,9 +432,9 @@ def new_runs(flags: dict, methods: list[str], job: Path) -> list[Config]:
         check(cfg)
         saved_run(cfg)
     splits(runs[0], make_task(runs[0]))  # do so many problems exist?
-    for cfg in runs:
-        Path(cfg.out).mkdir(parents=True, exist_ok=True)
-        (Path(cfg.out) / "config.json").write_text(json.dumps(asdict(cfg), indent=1))
+    for cfg in [] if RANK else runs:
+        alone(Path(cfg.out)).close()
+        save(Path(cfg.out) / "config.json", json.dumps(asdict(cfg), indent=1))
     return runs
 
 
@@ -427,7 +445,20 @@ def old_runs(flags: dict, job: Path) -> list[Config]:
     found = sorted(job.glob("config.json")) or sorted(job.glob("*/config.json"))
     if not found:
         raise ValueError(f"--resume {job}: no run there (no config.json in it, nor one folder down)")
-    return [replace(Config(**json.loads(p.read_text())), **flags, out=str(p.parent)) for p in found]
+    return [replace(read_config(path), **flags, out=str(path.parent)) for path in found]
+
+
+def read_config(path: Path) -> Config:
+    try:
+        return Config(**json.loads(path.read_text()))
+    except (ValueError, TypeError):  # no JSON, no UTF-8, or no settings of ours
+        raise ValueError(f"{path} is damaged, or of another version of nanouft: move its folder away") from None
+
+
+def end_with_parent() -> None:
+    """Who kills the command (kill -9) wants no more training: an orphan would write where the resumed run does."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def prepare(lock, lines) -> None:
@@ -436,6 +467,7 @@ def prepare(lock, lines) -> None:
     BAR["position"] = lines.get()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def run_all(runs: list[Config], work: Callable = run) -> list:

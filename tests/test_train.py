@@ -132,6 +132,11 @@ def test_main_job_and_ask_and_resume(cache, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("name", train.PRESETS)
+def test_presets_make_sense(name):
+    train.check(replace(Config(), **train.PRESETS[name]))
+
+
 def test_list(capsys):
     main(["--list"])
     assert "| `uft` | UFT 2505.16984 | Binomial(L, p(t)); 0 from T_hint on | hint_coef |" in capsys.readouterr().out

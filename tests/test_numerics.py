@@ -1,0 +1,109 @@
+"""Numbers at their limits: everything stays finite, or a run stops with the step and the metric in its message."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data import TASKS
+from model import GPT
+from nanouft import (
+    METHODS,
+    Step,
+    bce,
+    dpo,
+    evenly,
+    grpo_advantages,
+    mse,
+    rollout,
+    score_weights,
+    train_step,
+    update,
+)
+from train import Config
+
+CFG = Config(group=4, hint_steps=10, warmup=2, kl_coef=0.1, entropy_coef=0.1)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return TASKS["countdown"]()
+
+
+def fresh(task, scale: float = 1.0) -> GPT:
+    model = GPT(task.vocab, 1, 32, task.prompt_tokens + task.answer_tokens)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.norm.weight.data *= scale
+    return model
+
+
+@pytest.mark.parametrize(
+    "row", [[1e30, 0, 0, 0], [-1e30, 1e30, 0, 0], [1e-30, 0, 0, 0], [1e30] * 4, [0.1] * 7, [-1.0, 1.0, 0.0, 0.0]]
+)
+def test_advantages_are_finite_and_exactly_zero_where_all_did_equally_well(row):
+    A = grpo_advantages(torch.tensor([row]))
+    assert A.isfinite().all()
+    assert (A == 0).all() == (len(set(row)) == 1 or max(map(abs, row)) == 1e30)  # beyond 1e19 a square is infinite
+
+
+@pytest.mark.parametrize("loss", [mse, bce, dpo])
+def test_weights_of_scored_answers_are_finite(loss):
+    r = torch.tensor([[1e4, -1e4, 0.0, 1e-30], [-1e4] * 4, [1e4] * 4])
+    score = torch.tensor([[0.0, 1.0, 0.5, 0.1]] * 3)
+    assert score_weights(loss, r, score, 0.1).isfinite().all()
+
+
+def at_limits(model: GPT, task, kind: str):
+    """Rows with full hints, without hints, mixed, or that end with their first token."""
+    problems, P = task.split("pool", 6, 0), 6
+    hints = {"full": np.full(P, 3), "none": np.zeros(P, int), "mixed": np.arange(P) % 4, "ended": np.zeros(P, int)}[
+        kind
+    ]
+    rows = rollout(model, task, problems, hints, 4, 1.0, torch.Generator().manual_seed(0))
+    if kind == "ended":
+        first = rows.suffix & (rows.suffix.cumsum(1) == 1)
+        rows = replace(rows, suffix=first, tokens=rows.tokens.where(~first, task.end))
+    rows.advantage, rows.hint_weight = torch.linspace(-2, 2, 24), torch.linspace(0, 1, 24)
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["full", "none", "mixed", "ended"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_losses_at_the_limits(task, kind, scale):
+    """Logits from all equal up to some 1e4, rows with nothing to train on one side: 0 * inf, a mean over nothing."""
+    model = fresh(task, scale)
+    assert scale < 1e4 or model(torch.zeros(1, 1, dtype=torch.long)).abs().max() > 1e3
+    rows = at_limits(model, task, kind)
+    assert rows.logp.isfinite().all()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    found = update(rows, [optimizer], evenly, Step(6, CFG, None, Z=100, model=model, base=copy.deepcopy(model)))
+    assert all(np.isfinite(x) for x in found.values())
+    assert (found["trained_rows"] > 0) and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_what_is_not_finite_stops_the_run_and_has_a_name(task):
+    """A NaN that is trained on: every later number is one."""
+    model = fresh(task)
+    rows = at_limits(model, task, "mixed")
+    rows.logp = rows.logp - 1e4  # a ratio of exp(10,000)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match=r"step 7: the (loss|grad_norm) is (inf|nan); start again with"):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        update(rows, [optimizer], evenly, Step(6, CFG, None, Z=100, model=model, base=fresh(task)))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("method", ["sft", "rft", "uft", "sasr", "luffy"])
+def test_bf16(task, method):
+    """Half precision where a sum needs more, or a type that does not fit another."""
+    model = fresh(task).bfloat16()
+    cfg, optimizer = replace(CFG, problems=6), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for t in range(4):
+        step = Step(t, cfg, np.random.default_rng(t), {"g": 1.0, "g_warmup": 1.0}, np.random.default_rng(t))
+        generator = torch.Generator().manual_seed(t)
+        some = task.split("pool", 6, 0)
+        found = train_step(METHODS[method], model, fresh(task).bfloat16(), [optimizer], task, some, step, generator)
+        assert all(np.isfinite(x) for x in found.values())
+    assert model(torch.zeros(1, 2, dtype=torch.long)).dtype == torch.float32
