@@ -1,6 +1,6 @@
 """Runs on trees and chains of growing horizon: which, with what settings, and how they are drawn.
 
-python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), about an hour
+python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), 90 minutes
 """
 
 import itertools
