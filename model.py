@@ -154,10 +154,8 @@ def write(
     text = torch.zeros(B, int(limit.max()), dtype=torch.long, device=device)
     p = torch.ones(text.shape, device=device)
     u = 1 - torch.rand(text.shape, device=device, generator=generator)  # above 0: no word of probability 0 is drawn
-    cache, copies = (
-        Cache(model, T - length, T + text.shape[1]),
-        torch.arange(P, device=device).repeat_interleave(B // P),
-    )
+    cache = Cache(model, T - length, T + text.shape[1])
+    copies = torch.arange(P, device=device).repeat_interleave(B // P)
     logits = model(tokens, cache)[copies, -1]  # (B, V): a prefix is read once, then copied for its continuations
     cache.select(copies)
     row = torch.arange(B, device=device)  # the rows still in the batch
@@ -188,9 +186,10 @@ def save(path: Path, content: dict | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        temporary.write_text(content) if isinstance(content, str) else torch.save(
-            {"format": FORMAT} | content, temporary
-        )
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            torch.save({"format": FORMAT} | content, temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's word for a full disk
         temporary.unlink(missing_ok=True)
