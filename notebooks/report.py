@@ -75,7 +75,7 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     else:
         for runs in results.values():
             solved = np.array(
-                [(m["step"], m["explored_solved"]) for run in runs for m in run if "explored_solved" in m]
+                [(m["step"] - 1, m["explored_solved"]) for run in runs for m in run if "explored_solved" in m]
             )
             blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
             right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
