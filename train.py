@@ -508,6 +508,8 @@ def main(argv: list[str] | None = None) -> None:
         return print(write_llama(*trained(one)[1:], Path(export)))
     default = STAGES if cfg.task == "skills" else DEMO
     runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", default), job)
+    if RANK:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks
     first, why = runs[0], "the best one here" if cfg.device == "auto" else "as asked"
     print(f"device {pick_device(first)} ({why}), float32 (so small a model gains nothing from less), into {job}/")
     for name in ("hint_steps", "warmup"):

@@ -1,7 +1,7 @@
 """How fast it is, beside what a user would pick instead. A benchmark, not a test: pytest does not collect it.
 
-python tests/benchmark.py                all of it, into a table and out/benchmark.json: 10 minutes on two CPU cores
-python tests/benchmark.py --quick        a glance: few repetitions, small sizes
+python tests/benchmark.py                into two tables and out/benchmark.json: four minutes on two CPU cores
+python tests/benchmark.py --quick        a glance: three repetitions
 
 The peers are transformers' generate and training step and TRL's GRPOTrainer, on the same weights (a Llama that
 notebooks/export.py wrote), with the same prompts, rollouts, lengths, rewards and optimizer, in the same process,
@@ -267,7 +267,7 @@ def beside_peers(repeat: int, thread_counts: tuple) -> dict[str, dict]:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """As Markdown: the README has it like this."""
+    """As Markdown."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     for name, row in rows.items():
