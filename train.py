@@ -170,13 +170,16 @@ def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
     return {name: task.split(name, sizes[name], cfg.seed if name == "pool" else 0) for name in task.SHARES}
 
 
+def base_path(cfg: Config) -> Path:
+    settings = {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")} | options(cfg)
+    return Path(cfg.cache) / f"{'-'.join(map(str, settings.values()))}.pt"
+
+
 def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
     unrelated targets. It knows the rules, not how to aim. Its weights and test scores are cached by its settings.
     Trees and chains have no rules to learn: there it is an untrained model."""
-    settings = {n: getattr(cfg, n) for n in ("task", "seed", "test", "layers", "width", "base_steps")} | options(cfg)
-    path = Path(cfg.cache) / f"{'-'.join(map(str, settings.values()))}.pt"
-    model = make_model(cfg, task)
+    path, model = base_path(cfg), make_model(cfg, task)
     if path.exists():
         content = load(path)
         if {n: x.shape for n, x in content["model"].items()} != {n: x.shape for n, x in model.state_dict().items()}:
@@ -476,6 +479,8 @@ def run_all(runs: list[Config], work: Callable = run) -> list:
     if PROCESSES > 1:  # torchrun's: one run after another, all processes on each, and the first of them writes
         dist.init_process_group()
         return [work(replace(cfg, out="" if RANK else cfg.out)) for cfg in runs]
+    if not runs:
+        return []
     jobs = min(len(runs), os.cpu_count() or 1) if pick_device(runs[0]).type == "cpu" else 1
     spawn, children = multiprocessing.get_context("spawn"), multiprocessing.active_children
     tqdm.set_lock(spawn.RLock())

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data import TASKS
 from notebooks.report import SKILLS
-from train import Config, run, run_all, score
+from train import Config, base_model, base_path, make_task, run, run_all, score, splits
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
 
@@ -47,21 +48,30 @@ def told(record: dict) -> dict:
     return {name: round(x, 4) for name, x in record.items() if name.removesuffix("_test") in wanted}
 
 
-def measured(name: str, runs: list[Config], points: bool = False, quick: bool = QUICK) -> list[dict]:
-    """measure() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again."""
+def base(cfg: Config) -> None:
+    """Trains the run's base model, where it is not cached."""
+    task = make_task(cfg)
+    base_model(cfg, task, splits(cfg, task))
+
+
+def measured(name: str, runs: list[Config], points: bool = False, quick: bool = QUICK, work=measure) -> list[dict]:
+    """work() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again."""
     path = Path(__file__).parent / "results" / f"{name}.json"
     kept = json.loads(path.read_text()) if path.exists() and not quick else {}
     default = asdict(Config())
     keys = [json.dumps({k: v for k, v in asdict(c).items() if v != default[k] and k != "cache"}) for c in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
     start = time.perf_counter()
-    for key, x in zip(missing, run_all(list(missing.values()), measure), strict=True) if missing else ():
-        if isinstance(x, BaseException):
-            raise x
-        kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
+    bases = {base_path(cfg): cfg for cfg in missing.values() if TASKS[cfg.task].random_play}
+    run_all([cfg for path, cfg in bases.items() if not path.exists()], base)  # once each: many runs share them
+    for some in (list(missing)[i : i + 24] for i in range(0, len(missing), 24)):  # so that little is lost when stopped
+        for key, x in zip(some, run_all([missing[key] for key in some], work), strict=True):
+            if isinstance(x, BaseException):
+                raise x
+            kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
+        if not quick:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
     if missing:
         print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
-    if missing and not quick:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
     return [kept[key] for key in keys]

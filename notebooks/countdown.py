@@ -1,0 +1,178 @@
+"""Runs on countdown: which, with what settings, and what of them is kept in results/countdown*.json.
+
+python notebooks/countdown.py        all of them, one experiment after another; what is kept is not run again
+"""
+
+import sys
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from nanouft import rollout  # noqa: E402
+from notebooks.lab import measured  # noqa: E402
+from notebooks.report import COSTS  # noqa: E402
+from train import Config, base_model, make_model, randomness, run, splits, trained  # noqa: E402
+
+ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
+SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
+EXTRA = ["static", "mix"]  # at 105k only
+RATES = (3e-4, 1e-3, 3e-3)
+OTHERS = {  # what else is left to set, one at a time, at 105k
+    "sasr": [("warmup", 100), ("warmup", 200), ("gamma", 0.3), ("gamma", 3.0)],
+    "r3": [("entropy_coef", 0.01)],
+    "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02)],
+    "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)],
+    "uft": [("hint_coef", 0.03), ("hint_coef", 0.3), ("hint_steps", 280), ("hint_steps", 560)],
+}
+GRID_SEEDS = range(100, 101)  # a base, a pool and samples that no figure shows
+SEEDS = range(5)
+FEW = range(3)  # seeds of the smaller questions
+DEMOS = (64, 256, 1024, 4096, 7000)  # some 7,087 problems exist
+BLOCK = 25  # steps that are averaged into one
+AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
+AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@8", "sampled_test")]
+AT_THE_END += ["base_kl_test", "chosen_step"]
+OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward".split()
+
+
+def config(method: str, seed: int, **more) -> Config:
+    cache = str(Path(__file__).parent.parent / "out/base")  # wherever a notebook is run from
+    return Config(method=method, seed=seed, cache=cache, **more)
+
+
+def legal(model, task, problems, generator) -> float:
+    """What the base was taught: the share of sampled answers that play by the rules, whatever they end at."""
+    rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
+    answers = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
+    found = 0
+    for problem, answer in zip(problems, answers, strict=True):
+        answer = answer.removesuffix("<end>")
+        end = answer.rpartition("=")[2]
+        found += end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1
+    return found / len(problems)
+
+
+def brief(cfg: Config) -> dict:
+    """A run in short: its last record; columns with a number for each validation, and for each block of steps."""
+    with TemporaryDirectory() as folder:
+        metrics = run(replace(cfg, out=folder))
+        task, model = trained(Path(folder))[1:]
+    sets = splits(cfg, task)
+    base = make_model(cfg, task, base_model(cfg, task, sets)["model"])
+    asked = sets["validation"][:1024]
+    last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]} | {
+        "legal": legal(model, task, asked, randomness(cfg, 9)[1]),
+        "legal_base": legal(base, task, asked, randomness(cfg, 9)[1]),
+    }
+    validations = [m for m in metrics if "evaluated" in m]
+    steps = metrics[1:]
+    blocks = [steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)]
+    found = {"last": {name: brief_number(x) for name, x in last.items()}}
+    found |= {name: [brief_number(m[name]) for m in validations] for name in AT_VALIDATIONS}
+    for name in OVER_BLOCKS:
+        means = [[m[name] for m in block if name in m] for block in blocks]
+        found[f"block_{name}"] = [brief_number(np.mean(x)) if x else None for x in means]
+    if "p_sft" in steps[-1]:
+        found["p_sft"] = [brief_number(m["p_sft"]) for m in steps if "p_sft" in m]
+    return found
+
+
+def brief_number(x: float) -> float | int:
+    return x if isinstance(x, int) else float(f"{x:.4g}") if abs(x) < 1000 else round(x)
+
+
+def several(name: str, cells: dict[Any, dict], seeds: range, **common) -> dict[Any, list[dict]]:
+    """{label: a result for each seed}, for {label: settings}."""
+    runs = [config(seed=seed, **common | cell) for cell in cells.values() for seed in seeds]
+    results = iter(measured(f"countdown_{name}", runs, points=True, work=brief))
+    return {label: [next(results) for _ in seeds] for label in cells}
+
+
+def steady(result: dict) -> float:
+    """What the grid goes by: the best three validations in a row, so that an arm which overfits loses nothing."""
+    return float(np.convolve(result["accuracy"], np.ones(3) / 3, "valid").max())
+
+
+def grid(size: str) -> dict[str, dict[str, tuple[dict, float]]]:
+    """{arm: {what is set: (settings, its score)}}: every learning rate, and with the best of them, the rest."""
+    found, common = {}, dict(width=SIZES[size], test=0, validation=1024)
+    rates = {(arm, lr): dict(method=arm, lr=lr) for arm in ARMS + EXTRA * (size == "105k") for lr in RATES}
+    for (arm, lr), (result,) in several("grid", rates, GRID_SEEDS, **common).items():
+        found.setdefault(arm, {})[f"lr {lr:g}"] = dict(lr=lr), steady(result)
+    if size == "105k":
+        lr = {arm: max(cells.values(), key=itemgetter(1))[0] for arm, cells in found.items()}
+        more = {(arm, *x): dict(method=arm) | lr[arm] | dict([x]) for arm in OTHERS for x in OTHERS[arm]}
+        for (arm, name, x), (result,) in several("grid", more, GRID_SEEDS, **common).items():
+            found[arm][f"{name} {x:g}"] = lr[arm] | {name: x}, steady(result)
+    return found
+
+
+def tuned(size: str = "105k") -> dict[str, dict]:
+    """Each arm's best settings: the learning rate at each size, the others at 105k."""
+    best = {arm: max(cells.values(), key=itemgetter(1))[0] for arm, cells in grid(size).items()}
+    return best if size == "105k" else {arm: tuned()[arm] | best[arm] for arm in ARMS}
+
+
+def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
+    """1. Every arm at every size."""
+    cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned(size)[arm] for size in which for arm in ARMS}
+    return several("sizes", cells, SEEDS)
+
+
+def share_of_sft(results: list[dict], warmup: int) -> float:
+    """Realised after the warm-up, over all seeds."""
+    return float(np.mean([np.mean(x["block_supervised"][warmup // BLOCK :]) for x in results]))
+
+
+def switches() -> dict[str, list[dict]]:
+    """2. SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
+    settings = tuned()
+    cells = {"sasr": dict(method="sasr") | settings["sasr"]}
+    sasr = several("sizes", cells, SEEDS)["sasr"]
+    same = {name: x for name, x in settings["sasr"].items() if name == "warmup"}
+    mix = dict(method="mix", mix=round(share_of_sft(sasr, same.get("warmup", Config.warmup)), 2))
+    cells = {"static": dict(method="static") | settings["static"] | same, "mix": mix | settings["mix"] | same}
+    return {"sasr": sasr} | several("switches", cells, SEEDS)
+
+
+def demonstrations() -> dict[tuple[int, str], list[dict]]:
+    """3. More and fewer problems with a demonstration."""
+    arms = ["sft", "rft", "sft_rft", "uft"]
+    return several("demos", {(n, a): dict(method=a, demos=n) | tuned()[a] for n in DEMOS for a in arms}, FEW)
+
+
+def hints() -> dict[str, list[dict]]:
+    """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus."""
+    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.001, 0.01, 0.1, 1.0)}
+    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
+    cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
+    cells |= {f"entropy_coef {x:g}": dict(entropy_coef=x) for x in (0.003, 0.02)}
+    return several("hints", {name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
+
+
+def numbers() -> dict[tuple[int, str], list[dict]]:
+    """7. Two, three and four equations, of larger numbers: of three up to 10 there are too few problems."""
+    arms, common = ["sft", "rft", "sft_rft", "uft"], dict(high=15, validation=256, test=512)
+    return several(
+        "numbers", {(n, a): dict(method=a, numbers=n) | tuned()[a] for n in (3, 4, 5) for a in arms}, FEW, **common
+    )
+
+
+def main() -> None:
+    """The grid, printed; then every experiment, by the order of what it is needed for."""
+    for size in SIZES:
+        best = tuned(size)
+        for arm, cells in grid(size).items():
+            line = "  ".join(f"{what}: {100 * score:.1f}" for what, (_, score) in cells.items())
+            print(f"{size:6s}{arm:9s}{line}  <- {best.get(arm)}", flush=True)
+    for experiment in (sizes, switches, demonstrations, hints, numbers):
+        experiment()
+
+
+if __name__ == "__main__":
+    main()
