@@ -64,7 +64,7 @@ def brief(cfg: Config) -> dict:
         task, model = trained(Path(folder))[1:]
     sets = splits(cfg, task)
     base = make_model(cfg, task, base_model(cfg, task, sets)["model"])
-    asked = sets["validation"][:1024]
+    asked = sets["validation"]
     last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]} | {
         "legal": legal(model, task, asked, randomness(cfg, 9)[1]),
         "legal_base": legal(base, task, asked, randomness(cfg, 9)[1]),
@@ -100,7 +100,7 @@ def steady(result: dict) -> float:
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, float]]]:
     """{arm: {what is set: (settings, its score)}}: every learning rate, and with the best of them, the rest."""
-    found, common = {}, dict(width=SIZES[size], test=0, validation=1024)
+    found, common = {}, dict(width=SIZES[size], test=0, validation=900)
     rates = {(arm, lr): dict(method=arm, lr=lr) for arm in ARMS + EXTRA * (size == "105k") for lr in RATES}
     for (arm, lr), (result,) in several("grid", rates, GRID_SEEDS, **common).items():
         found.setdefault(arm, {})[f"lr {lr:g}"] = dict(lr=lr), steady(result)

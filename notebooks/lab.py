@@ -65,13 +65,16 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     bases = {base_path(cfg): cfg for cfg in missing.values() if TASKS[cfg.task].random_play}
     run_all([cfg for path, cfg in bases.items() if not path.exists()], base)  # once each: many runs share them
     for some in (list(missing)[i : i + 24] for i in range(0, len(missing), 24)):  # so that little is lost when stopped
-        for key, x in zip(some, run_all([missing[key] for key in some], work), strict=True):
-            if isinstance(x, BaseException):
-                raise x
-            kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
+        found = dict(zip(some, run_all([missing[key] for key in some], work), strict=True))
+        for key, x in found.items():
+            if isinstance(x, dict):
+                kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
         if not quick:
             path.parent.mkdir(exist_ok=True)
             path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
+        for x in found.values():
+            if isinstance(x, BaseException):
+                raise x
     if missing:
         print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
     return [kept[key] for key in keys]
