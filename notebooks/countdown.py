@@ -1,6 +1,7 @@
 """Runs on countdown: which, with what settings, and what of them is kept in results/countdown*.json.
 
-python notebooks/countdown.py        all of them, one experiment after another; what is kept is not run again
+python notebooks/countdown.py                  the grid that all arms were tuned with, and all experiments
+python notebooks/countdown.py sizes hints      some of them (what is kept is not run again)
 """
 
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import rollout  # noqa: E402
-from notebooks.lab import measured  # noqa: E402
+from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
 from train import Config, base_model, make_model, randomness, run, splits, trained  # noqa: E402
 
@@ -33,6 +34,7 @@ GRID_SEEDS = range(100, 101)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
 FEW = range(3)  # seeds of the smaller questions
 DEMOS = (64, 256, 1024, 4096, 7000)  # some 7,087 problems exist
+TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8)
 BLOCK = 25  # steps that are averaged into one
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
 AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@8", "sampled_test")]
@@ -86,10 +88,13 @@ def brief_number(x: float) -> float | int:
     return x if isinstance(x, int) else float(f"{x:.4g}") if abs(x) < 1000 else round(x)
 
 
-def several(name: str, cells: dict[Any, dict], seeds: range, **common) -> dict[Any, list[dict]]:
-    """{label: a result for each seed}, for {label: settings}."""
-    runs = [config(seed=seed, **common | cell) for cell in cells.values() for seed in seeds]
-    results = iter(measured(f"countdown_{name}", runs, points=True, work=brief))
+def several(
+    cells: dict[Any, dict], seeds: range, name: str = "countdown", quick: bool = QUICK, **common
+) -> dict[Any, list[dict]]:
+    """{label: a result for each seed}, for {label: settings}. What several experiments ask for is run once."""
+    seeds, small = (seeds[:2], TINY) if quick else (seeds, {})
+    runs = [config(seed=seed, **common | cell | small) for cell in cells.values() for seed in seeds]
+    results = iter(measured(name, runs, points=True, quick=quick, work=brief))
     return {label: [next(results) for _ in seeds] for label in cells}
 
 
@@ -100,14 +105,14 @@ def steady(result: dict) -> float:
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, float]]]:
     """{arm: {what is set: (settings, its score)}}: every learning rate, and with the best of them, the rest."""
-    found, common = {}, dict(width=SIZES[size], test=0, validation=900)
+    found, common = {}, dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
     rates = {(arm, lr): dict(method=arm, lr=lr) for arm in ARMS + EXTRA * (size == "105k") for lr in RATES}
-    for (arm, lr), (result,) in several("grid", rates, GRID_SEEDS, **common).items():
+    for (arm, lr), (result,) in several(rates, GRID_SEEDS, **common).items():
         found.setdefault(arm, {})[f"lr {lr:g}"] = dict(lr=lr), steady(result)
     if size == "105k":
         lr = {arm: max(cells.values(), key=itemgetter(1))[0] for arm, cells in found.items()}
         more = {(arm, *x): dict(method=arm) | lr[arm] | dict([x]) for arm in OTHERS for x in OTHERS[arm]}
-        for (arm, name, x), (result,) in several("grid", more, GRID_SEEDS, **common).items():
+        for (arm, name, x), (result,) in several(more, GRID_SEEDS, **common).items():
             found[arm][f"{name} {x:g}"] = lr[arm] | {name: x}, steady(result)
     return found
 
@@ -121,7 +126,7 @@ def tuned(size: str = "105k") -> dict[str, dict]:
 def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
     """1. Every arm at every size."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned(size)[arm] for size in which for arm in ARMS}
-    return several("sizes", cells, SEEDS)
+    return several(cells, SEEDS)
 
 
 def share_of_sft(results: list[dict], warmup: int) -> float:
@@ -133,46 +138,49 @@ def switches() -> dict[str, list[dict]]:
     """2. SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
     settings = tuned()
     cells = {"sasr": dict(method="sasr") | settings["sasr"]}
-    sasr = several("sizes", cells, SEEDS)["sasr"]
+    sasr = several(cells, SEEDS)["sasr"]
     same = {name: x for name, x in settings["sasr"].items() if name == "warmup"}
     mix = dict(method="mix", mix=round(share_of_sft(sasr, same.get("warmup", Config.warmup)), 2))
     cells = {"static": dict(method="static") | settings["static"] | same, "mix": mix | settings["mix"] | same}
-    return {"sasr": sasr} | several("switches", cells, SEEDS)
+    return {"sasr": sasr} | several(cells, SEEDS)
 
 
 def demonstrations() -> dict[tuple[int, str], list[dict]]:
     """3. More and fewer problems with a demonstration."""
     arms = ["sft", "rft", "sft_rft", "uft"]
-    return several("demos", {(n, a): dict(method=a, demos=n) | tuned()[a] for n in DEMOS for a in arms}, FEW)
+    return several({(n, a): dict(method=a, demos=n) | tuned()[a] for n in DEMOS for a in arms}, FEW)
 
 
 def hints() -> dict[str, list[dict]]:
     """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus."""
-    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.001, 0.01, 0.1, 1.0)}
+    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 1.0)}
     cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     cells |= {f"entropy_coef {x:g}": dict(entropy_coef=x) for x in (0.003, 0.02)}
-    return several("hints", {name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
+    return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
 
 
 def numbers() -> dict[tuple[int, str], list[dict]]:
     """7. Two, three and four equations, of larger numbers: of three up to 10 there are too few problems."""
     arms, common = ["sft", "rft", "sft_rft", "uft"], dict(high=15, validation=256, test=512)
-    return several(
-        "numbers", {(n, a): dict(method=a, numbers=n) | tuned()[a] for n in (3, 4, 5) for a in arms}, FEW, **common
-    )
+    return several({(n, a): dict(method=a, numbers=n) | tuned()[a] for n in (3, 4, 5) for a in arms}, FEW, **common)
 
 
-def main() -> None:
-    """The grid, printed; then every experiment, by the order of what it is needed for."""
+EXPERIMENTS = {f.__name__: f for f in (sizes, switches, demonstrations, hints, numbers)}  # by their importance
+
+
+def main(names: list[str]) -> None:
+    """The grid, printed: the best three validations in a row, percent. Then experiments."""
+    if unknown := set(names) - set(EXPERIMENTS):
+        sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
     for size in SIZES:
-        best = tuned(size)
         for arm, cells in grid(size).items():
-            line = "  ".join(f"{what}: {100 * score:.1f}" for what, (_, score) in cells.items())
-            print(f"{size:6s}{arm:9s}{line}  <- {best.get(arm)}", flush=True)
-    for experiment in (sizes, switches, demonstrations, hints, numbers):
-        experiment()
+            scores = [score for _, score in cells.values()]
+            line = [f"{what} {100 * x:.1f}{'*' if x == max(scores) else ''}" for what, (_, x) in cells.items()]
+            print(f"{size:6s}{arm:9s}" + "   ".join(line), flush=True)
+    for name in names or EXPERIMENTS:
+        EXPERIMENTS[name]()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -8,11 +8,11 @@ from data import Problem, Task
 from nanouft import METHODS, Rows, evenly, never
 
 
-def methods_table() -> str:
+def methods_table(names=METHODS) -> str:
     """The README's table of methods, out of the code itself."""
     lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "gate"]]
     lines += [["---"] * len(lines[0])]
-    for name, m in METHODS.items():
+    for name, m in ((name, METHODS[name]) for name in names):
         c = ", times ".join(x.__doc__ for x in (m.c, m.focus) if x is not evenly)
         A = m.advantage.__doc__ + "".join(f"; {name} {x}" for name, x in m.settings.items())
         cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [m.hint.__doc__, c, A]
@@ -20,6 +20,36 @@ def methods_table() -> str:
         cells += ["; ".join(when + gate.__doc__ for when, gate in gates.items() if gate is not never) or "-"]
         lines += [[f"`{name}`", m.paper, *cells]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+EQUATIONS = [  # where to find what the papers write down
+    ("GRPO", "advantage, from the group's mean and standard deviation", "centred / (std + 1e-6)"),
+    ("GRPO (3)", "clipped objective", "objective = suffix * torch.minimum(free, clipped)"),
+    ("GRPO (4)", "k3 estimate of the KL", 'terms["kl"] = gap.exp() - gap - 1'),
+    ("UFT, section 3", "p(t), down a cosine", "return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))"),
+    ("UFT, section 3", "l ~ Binomial(L, p(t)); 0 from T_hint on", "return s.rng.binomial(s.units, p)"),
+    ("UFT (3.3)", "+ beta log pi of the hint", "objective = objective + c * logp"),
+    ("UFT, algorithm 2", "l uniform in {0..L}", "return s.rng.integers(0, s.units + 1)"),
+    ("SASR", "G_last, and G_warmup, until the warm-up's end", 's.memory |= {"g": norm, "g_warmup": norm} if first(s)'),
+    ("SASR", "p_t = G_last / (G_last + gamma G_warmup)", 's.memory["p_sft"] = s.memory["g"] / ('),
+    ("SASR", "SFT if alpha < p_t", 'return s.coin.random() < s.memory["p_sft"]'),
+    ("implicit UFT", "r = beta log(pi / reference)", "return beta * (rows.hint[:, 1:] * gap).sum(1)"),
+    ("implicit UFT", "(sigmoid(r) - score)^2", "return (r.sigmoid() - score).square()"),
+    ("implicit UFT", "a demonstration is an answer with score 1", "for a in p.answers or"),
+    ("implicit UFT", "its gradient, as a weight on log pi", "return -beta * slope"),
+    ("DPO", "-log sigmoid(r - r')", "return -(better * F.logsigmoid"),
+]
+
+
+def equations_table() -> str:
+    """The README's map from papers to code."""
+    code = (Path(__file__).parent.parent / "nanouft.py").read_text().splitlines()
+    lines = ["| paper | what it says | `nanouft.py` |", "|" + " --- |" * 3]
+    for paper, what, text in EQUATIONS:
+        (line,) = (i for i, words in enumerate(code, 1) if text in words)
+        shown = code[line - 1].partition("  #")[0].strip().replace("|", "\\|")
+        lines += [f"| {paper} | {what} | [line {line}](nanouft.py#L{line}): `{shown}` |"]
+    return "\n".join(lines)
 
 
 COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()

@@ -1,0 +1,190 @@
+"""The papers' claims, what was measured here, and whether they hold: the README's table, from the kept results.
+
+python notebooks/claims.py
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from notebooks import countdown, horizon, one_stage  # noqa: E402
+from notebooks.lab import measured  # noqa: E402
+
+T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
+LEVEL = -1.0  # "level" is at most so many points below
+
+
+class Claim(NamedTuple):
+    paper: str
+    claim: str
+    measured: str
+    verdict: str
+    seeds: int
+    command: str
+
+
+def interval(gaps: np.ndarray) -> tuple[float, float, float]:
+    """Mean of paired differences, and the ends of its 95 % t-interval."""
+    half = T975[len(gaps) - 1] * gaps.std(ddof=1) / len(gaps) ** 0.5
+    return gaps.mean(), gaps.mean() - half, gaps.mean() + half
+
+
+def difference(gaps: np.ndarray) -> str:
+    return "{:+.1f} ({:+.1f} .. {:+.1f})".format(*interval(gaps))
+
+
+def verdict(gaps: np.ndarray, least: float = 0.0) -> str:
+    _, low, high = interval(gaps)
+    return "holds" if low > least else "does not hold" if high < least else "can't tell"
+
+
+def spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
+    """Percent, one for each seed. Of every arm the checkpoint that validated best."""
+    return 100 * np.array([x["last"][what] for x in results])
+
+
+def on_sizes() -> Iterator[Claim]:
+    found, sizes, command = countdown.sizes(), list(countdown.SIZES), "`python notebooks/countdown.py sizes`"
+    x = {cell: points(results) for cell, results in found.items()}
+
+    def row(claim: str, told: str, holds: str) -> Claim:
+        return Claim("UFT", claim, told, holds, 5, command)
+
+    def at_all_sizes(claim: str, a: str, b: str) -> Claim:
+        gaps = {size: x[size, a] - x[size, b] for size in sizes}
+        told = ", ".join(f"{size} {difference(some)}" for size, some in gaps.items())
+        return row(claim, told, " / ".join(dict.fromkeys(verdict(some) for some in gaps.values())))
+
+    for size in sizes:
+        gaps = x[size, "uft"] - np.maximum(x[size, "sft"], x[size, "rft"])
+        each = ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in ("uft", "sft", "rft"))
+        claim = f"UFT is level with the better of SFT and RFT, or above it, at every size: {size} parameters"
+        yield row(claim, f"{each}; {difference(gaps)}", verdict(gaps, LEVEL))
+    small, *_, large = (x[size, "sft"] - x[size, "rft"] for size in sizes)
+    told = f"SFT - RFT at {sizes[0]} {difference(small)}, at {sizes[-1]} {difference(large)}"
+    yield row("Small models: SFT is above RFT", told, verdict(small))
+    yield row("Large models: RFT is above SFT", told, verdict(-large))
+    yield at_all_sizes("UFT is above SFT then RFT", "uft", "sft_rft")
+    yield at_all_sizes("UFT is above R3", "uft", "r3")
+
+    arms = {arm: found["105k", arm] for arm in ("uft", "rft", "sft")}
+    early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in arms[arm]]) for arm in ("uft", "rft")]
+    told = "of the rollouts in steps 1 to 100 right: UFT {} %, RFT {} %".format(*map(spread, early))
+    yield row(
+        "UFT explores with success from the first step on, RFT does not (figure 6)", told, verdict(early[0] - early[1])
+    )
+    out, inside = ({arm: points(some, what) for arm, some in arms.items()} for what in ("unseen", "test"))
+    for arm in ("rft", "uft"):
+        gaps = (out[arm] - inside[arm]) - (out["sft"] - inside["sft"])
+        told = ", ".join(f"{a.upper()} {spread(out[a])} against {spread(inside[a])}" for a in (arm, "sft"))
+        told = f"out of distribution against in: {told}; difference of the differences {difference(gaps)}"
+        yield row(f"SFT memorises, {arm.upper()} generalises", told, verdict(gaps))
+
+
+def on_hints() -> Iterator[Claim]:
+    some = {name: points(results) for name, results in countdown.hints().items()}
+    uft = some["hint_coef 0.1"]
+    claims = {
+        "hint_coef 0": "The hint's log-likelihood helps",
+        "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
+        "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
+    }
+    for name, claim in claims.items():
+        told = f"with {spread(uft)}, without {spread(some[name])}; {difference(uft - some[name])}"
+        yield Claim("UFT", claim, told, verdict(uft - some[name]), 3, "`python notebooks/countdown.py hints`")
+
+
+def on_switches() -> Iterator[Claim]:
+    others = {
+        "sft": "SFT",
+        "rft": "RL alone (GRPO)",
+        "static": "static alternation",
+        "mix": "a coin with its own share of SFT (so that adapting pays)",
+        "sft_rft": "SFT, then RL",
+    }
+    found = {arm: points(results) for (size, arm), results in countdown.sizes().items() if size == "105k"}
+    found |= {arm: points(results) for arm, results in countdown.switches().items()}
+    for other, name in others.items():
+        gaps = found["sasr"] - found[other]
+        told = f"{spread(found['sasr'])} against {spread(found[other])}; {difference(gaps)}"
+        yield Claim("SASR", f"SASR is above {name}", told, verdict(gaps), 5, "`python notebooks/countdown.py switches`")
+
+
+def on_trees() -> Iterator[Claim]:
+    best, command = {arm: horizon.tuned(arm) for arm in horizon.ARMS}, "`jupyter execute notebooks/horizon.ipynb`"
+    near, far = [4, 6, 8, 12, 16], [5, 6, 7, 8, 9, 10]
+
+    def raced(arm: str, horizons: list[int], cap: int) -> tuple[dict, list[int], str]:
+        found = horizon.race({arm: (arm, best[arm])}, horizons, range(10), cap)[arm]
+        reached = [horizon.summary(found[H])[0] for H in horizons]
+        told = f"solved within {cap:,} rollouts: {', '.join(map(str, reached))} of 10 for H = {', '.join(map(str, horizons))}"
+        return found, reached, told
+
+    found, reached, told = raced("rft", far, 512_000)
+    seen = [np.median([x["first_found"] or x["rollouts"] for x in found[H]]) for H in far]
+    rise = np.polyfit(far, np.log(seen), 1)[0] / np.log(4)  # 1: by the factor B
+    told = f"rollouts to the first rewarded leaf grow by 4^{rise:.2f} a step (B = 4); {told}"
+    claim = "RFT needs exploration exponential in the horizon (theorem 4.2)"
+    yield Claim("UFT", claim, told, "holds" if rise > 0.8 and not reached[-1] else "does not hold", 10, command)
+    for arm, name in {
+        "uft_uniform": "uniform hints, as in the theorem",
+        "uft": "annealed hints, as in practice",
+    }.items():
+        found, reached, told = raced(arm, near, 153_600)
+        power = horizon.slope(found, near, power=True)
+        told, holds = f"median rollouts grow like H^{power:.1f}; {told}", power < 5 and min(reached) > 5
+        claim = f"UFT's exploration is polynomial in the horizon (theorem 4.3): {name}"
+        yield Claim("UFT", claim, told, "holds" if holds else "does not hold", 10, command)
+    for arm, claim in {
+        "sft": "Imitation alone ends where its teacher ends",
+        "r3": "(ours) R3, without the log-likelihood, fades",
+    }.items():
+        _, reached, told = raced(arm, near, 153_600)
+        yield Claim("UFT", claim, told, "holds" if reached[-1] < 5 else "does not hold", 10, command)
+
+
+def on_skills() -> Iterator[Claim]:
+    grid = {arm: one_stage.trials(arm) for arm in one_stage.ARMS}
+    cells = {arm: (arm, some[0][0]) for arm, some in grid.items()}
+    cells["learns B"] = ("sft_una", max(grid["sft_una"], key=lambda trial: trial[1]["scored"])[0])
+    cells["on A alone"] = ("implicit", grid["implicit"][0][0] | dict(share=1.0, beta=0.01))
+    runs = [one_stage.skills(arm, seed, test=2048, **cell) for arm, cell in cells.values() for seed in range(3)]
+    found = iter(measured("one_stage", runs, points=True))
+    results = {name: [next(found) for _ in range(3)] for name in cells}
+    A = {name: 100 * np.array([x["demonstrated_test"] for x in some]) for name, some in results.items()}
+    B = {name: 100 * np.array([x["scored_test"] for x in some]) for name, some in results.items()}
+
+    def row(claim: str, told: str, holds: str) -> Claim:
+        return Claim("implicit UFT", claim, told, holds, 3, "`jupyter execute notebooks/one_stage.ipynb`")
+
+    two_stages = [x for arm in ("sft_una", "sft_dpo") for _, x in grid[arm]]
+    both = sum(min(x["demonstrated"], x["scored"]) > 0.5 for x in two_stages)
+    told = f"A {spread(A['sft'])} after SFT, {spread(A['learns B'])} once B is learnt ({spread(B['learns B'])})"
+    told += f"; {both} of {len(two_stages)} settings end above 50 in both"
+    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if both else "holds")
+    told = f"A {spread(A['implicit'])}, B {spread(B['implicit'])}"
+    yield row("One stage keeps both (above 80)", told, verdict(np.minimum(A["implicit"], B["implicit"]), 80))
+    gaps = (A["implicit"] + B["implicit"] - A["ce_una"] - B["ce_una"]) / 2
+    told = f"cross-entropy on A beside UNA on B: A {spread(A['ce_una'])}, B {spread(B['ce_una'])}; mean of A and B"
+    yield row("... because of its loss, not of the mixing", f"{told} {difference(gaps)}", verdict(gaps))
+    told = f"A {spread(A['on A alone'])} against {spread(A['sft'])}"
+    yield row("On SFT data alone its loss is better than SFT", told, verdict(A["on A alone"] - A["sft"]))
+
+
+def table() -> str:
+    lines = ["| paper | claim | measured here | verdict | seeds | command |", "|" + " --- |" * len(Claim._fields)]
+    for claims in (on_trees(), on_sizes(), on_hints(), on_switches(), on_skills()):
+        lines += ["| {} | {} | {} | **{}** | {} | {} |".format(*claim) for claim in claims]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
