@@ -6,7 +6,6 @@ python notebooks/countdown.py sizes hints      some of them (what is kept is not
 
 import sys
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +29,7 @@ OTHERS = {  # what else is left to set, one at a time, at 105k
     "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)],
     "uft": [("hint_coef", 0.03), ("hint_coef", 0.3), ("hint_steps", 280), ("hint_steps", 560)],
 }
-GRID_SEEDS = range(100, 101)  # a base, a pool and samples that no figure shows
+GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
 FEW = range(3)  # seeds of the smaller questions
 DEMOS = (64, 256, 1024, 4096, 7000)  # some 7,087 problems exist
@@ -103,23 +102,34 @@ def steady(result: dict) -> float:
     return float(np.convolve(result["accuracy"], np.ones(3) / 3, "valid").max())
 
 
-def grid(size: str) -> dict[str, dict[str, tuple[dict, float]]]:
-    """{arm: {what is set: (settings, its score)}}: every learning rate, and with the best of them, the rest."""
-    found, common = {}, dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
-    rates = {(arm, lr): dict(method=arm, lr=lr) for arm in ARMS + EXTRA * (size == "105k") for lr in RATES}
-    for (arm, lr), (result,) in several(rates, GRID_SEEDS, **common).items():
-        found.setdefault(arm, {})[f"lr {lr:g}"] = dict(lr=lr), steady(result)
+def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate on one seed, the better
+    two on another; at 105k, with the best one, what else an arm has, on both."""
+    found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
+    common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
+
+    def score(cells: dict[tuple[str, str], dict], seeds: range) -> None:
+        runs = several({(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}, seeds, **common)
+        for (arm, what), results in runs.items():
+            found[arm].setdefault(what, (cells[arm, what], []))[1].extend(map(steady, results))
+
+    score({(arm, f"lr {lr:g}"): dict(lr=lr) for arm in found for lr in RATES}, GRID_SEEDS[:1])
+    better = {arm: sorted(cells, key=lambda what: cells[what][1])[-2:] for arm, cells in found.items()}
+    score({(arm, what): found[arm][what][0] for arm, names in better.items() for what in names}, GRID_SEEDS[1:])
     if size == "105k":
-        lr = {arm: max(cells.values(), key=itemgetter(1))[0] for arm, cells in found.items()}
-        more = {(arm, *x): dict(method=arm) | lr[arm] | dict([x]) for arm in OTHERS for x in OTHERS[arm]}
-        for (arm, name, x), (result,) in several(more, GRID_SEEDS, **common).items():
-            found[arm][f"{name} {x:g}"] = lr[arm] | {name: x}, steady(result)
+        score({(a, f"{n} {x:g}"): chosen(found[a]) | {n: x} for a in OTHERS for n, x in OTHERS[a]}, GRID_SEEDS)
     return found
+
+
+def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
+    """The settings with the best mean, of those that were run with all seeds."""
+    complete = [(settings, scores) for settings, scores in cells.values() if len(scores) == len(GRID_SEEDS)]
+    return max(complete, key=lambda cell: np.mean(cell[1]))[0]
 
 
 def tuned(size: str = "105k") -> dict[str, dict]:
     """Each arm's best settings: the learning rate at each size, the others at 105k."""
-    best = {arm: max(cells.values(), key=itemgetter(1))[0] for arm, cells in grid(size).items()}
+    best = {arm: chosen(cells) for arm, cells in grid(size).items()}
     return best if size == "105k" else {arm: tuned()[arm] | best[arm] for arm in ARMS}
 
 
@@ -169,15 +179,19 @@ def numbers() -> dict[tuple[int, str], list[dict]]:
 EXPERIMENTS = {f.__name__: f for f in (sizes, switches, demonstrations, hints, numbers)}  # by their importance
 
 
+def print_grid(size: str) -> None:
+    """The best three validations in a row, percent, for each seed; * is what was chosen."""
+    for arm, cells in grid(size).items():
+        best = chosen(cells)
+        marked = [f"{w} {'/'.join(f'{100 * x:.1f}' for x in s)}{'*' * (c == best)}" for w, (c, s) in cells.items()]
+        print(f"{size:6s}{arm:9s}" + "   ".join(marked), flush=True)
+
+
 def main(names: list[str]) -> None:
-    """The grid, printed: the best three validations in a row, percent. Then experiments."""
     if unknown := set(names) - set(EXPERIMENTS):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
     for size in SIZES:
-        for arm, cells in grid(size).items():
-            scores = [score for _, score in cells.values()]
-            line = [f"{what} {100 * x:.1f}{'*' if x == max(scores) else ''}" for what, (_, x) in cells.items()]
-            print(f"{size:6s}{arm:9s}" + "   ".join(line), flush=True)
+        print_grid(size)
     for name in names or EXPERIMENTS:
         EXPERIMENTS[name]()
 
