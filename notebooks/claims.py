@@ -125,8 +125,8 @@ def on_trees() -> Iterator[Claim]:
     def raced(arm: str, horizons: list[int], cap: int) -> tuple[dict, list[int], str]:
         found = horizon.race({arm: (arm, best[arm])}, horizons, range(10), cap)[arm]
         reached = [horizon.summary(found[H])[0] for H in horizons]
-        told = f"solved within {cap:,} rollouts: {', '.join(map(str, reached))} of 10 for H = {', '.join(map(str, horizons))}"
-        return found, reached, told
+        solved, at = (", ".join(map(str, x)) for x in (reached, horizons))
+        return found, reached, f"solved within {cap:,} rollouts: {solved} of 10 for H = {at}"
 
     found, reached, told = raced("rft", far, 512_000)
     seen = [np.median([x["first_found"] or x["rollouts"] for x in found[H]]) for H in far]

@@ -103,8 +103,8 @@ def steady(result: dict) -> float:
 
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate on one seed, the better
-    two on another; at 105k, with the best one, what else an arm has, on both."""
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate on one seed, the
+    better two on another; at 105k, with the best of them, what else an arm has, on both."""
     found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
     common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
 
