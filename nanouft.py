@@ -54,8 +54,11 @@ from model import GPT, pad_rows, sample
 
 @dataclass
 class Rows:
-    tokens: Tensor  # (N, T) prompt, hint, suffix, padding
-    hint: Tensor  # (N, T) bool: the token is the demonstration's
+    # tokens   1 2 3 -> 9 \n 1 + 2 = 3 \n 3 * 3 = 9 <end> <pad> <pad>      prompt, hint, suffix, padding
+    # hint                   x x x x x x
+    # suffix                             x x x x x x
+    tokens: Tensor  # (N, T)
+    hint: Tensor  # (N, T) bool: the token was given: the demonstration's, or all of a scored answer
     suffix: Tensor  # (N, T) bool: the token was sampled; so was the end token: to stop is a decision
     logp: Tensor  # (N, T) log-probability of each suffix token, when it was sampled
     reward: Tensor  # (N,)
@@ -159,7 +162,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
     ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
     free = ratio * rows.advantage[:, None]
     clipped = ratio.clamp(1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip)) * rows.advantage[:, None]
-    # The smaller of the two: beyond clip, where A wants it, the gradient is 0; on the other side it still pulls back.
+    # The smaller of the two: no gradient above 1 + clip where A > 0, nor below 1 - clip where A < 0: far enough. On the
+    # other side, where the token has moved the wrong way, it still pulls back.
     objective = suffix * torch.minimum(free, clipped)  # GRPO, eq. 3
     c = hint * rows.hint_weight[:, None] * focus(logp.detach().exp(), distribution.detach(), hint)
     objective = objective + c * logp  # UFT, eq. 3.3: its beta is our hint_coef
@@ -168,7 +172,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
         with torch.no_grad():
             base_logp = log_probs(base, rows, cfg.temperature)[1]
         gap = torch.where(suffix, base_logp - logp, 0.0)
-        # GRPO, eq. 4, "k3": -gap estimates KL(pi || base); exp(gap) - 1 is 0 on average, and makes each term >= 0.
+        # GRPO, eq. 4, "k3": -gap estimates KL(pi || base); exp(gap) - 1 makes each term >= 0, and is 0 on average,
+        # since exp(gap) is base / pi, and the sum of pi * base / pi over all words is 1.
         terms["kl"] = gap.exp() - gap - 1
         objective = objective - cfg.kl_coef * terms["kl"]
     if cfg.entropy_coef:
@@ -469,7 +474,7 @@ def train_step(
     zeros = torch.zeros_like(s.rewards)  # (P, G)
     s.rows.advantage = (zeros + method.advantage(s)).flatten()
     live = torch.tensor(s.live, device=zeros.device).repeat_interleave(s.cfg.group)[:, None]
-    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)  # s.rows: what it cost, all of it
+    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)  # s.rows keeps them: they were sampled
     # Where a group shares its hint, the G rows have the same gradient from it: c * G in the first, 0 in the others.
     once = s.cfg.group * (torch.arange(s.cfg.group, device=zeros.device) == 0)
     once = torch.where(s.taught & (s.hints.ndim == 1), once, 1)  # (P, G)
