@@ -1,4 +1,4 @@
-"""The papers' claims, what was measured here, and whether they hold: the README's table, from the kept results.
+"""The README's tables of results, and of the papers' claims and whether they hold: from the kept results, in seconds.
 
 python notebooks/claims.py
 """
@@ -13,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from notebooks import countdown, horizon, one_stage  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
+from notebooks.report import COSTS  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
 LEVEL = -1.0  # "level" is at most so many points below
@@ -179,6 +180,32 @@ def on_skills() -> Iterator[Claim]:
     yield row("On SFT data alone its loss is better than SFT", told, verdict(A["on A alone"] - A["sft"]))
 
 
+def results_table() -> str:
+    """All methods on countdown, 105k parameters; and what they took on the cores that they were measured with."""
+    found = {arm: some for (size, arm), some in countdown.sizes().items() if size == "105k"}
+    shares = ["test", "test_chosen", "unseen", "sampled_test", "pass@8"]
+    head = [
+        "method",
+        "test",
+        "test, chosen",
+        "unseen",
+        "pass@1",
+        "pass@8",
+        "rollouts",
+        "demo tokens",
+        "seconds",
+        "tokens/s",
+    ]
+    base = [spread(points(found["uft"], f"{x}_base")) for x in shares if x != "test_chosen"]
+    rows = [head, ["---"] * len(head), ["`base`", base[0], "", *base[1:], "", "", "", ""]]
+    for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
+        cost = {x: np.mean([r["last"][x] for r in some]) for x in COSTS}
+        speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / cost["seconds"]
+        costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
+        rows += [[f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def table() -> str:
     lines = ["| paper | claim | measured here | verdict | seeds | command |", "|" + " --- |" * len(Claim._fields)]
     for claims in (on_trees(), on_sizes(), on_hints(), on_switches(), on_skills()):
@@ -187,4 +214,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(f"{results_table()}\n\n{table()}")
