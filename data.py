@@ -10,6 +10,7 @@ A task draws problems; a problem is a prompt and a demonstration, cut into the u
     0.1
 """
 
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -32,21 +33,29 @@ class Task:
 
     The words are this project's own, in tiktoken's engine: a number among them is one token. Two tokens follow that no
     text contains: <end> closes an answer, so a model must learn to write it; <pad> fills rows and is never read.
+
+    A task defines prompt_tokens and answer_tokens (the longest there are; an answer's <end> counts), and
+
+        problem(rng, unseen=False) -> Problem     parse(text) -> Problem               a user's own
+        key(problem): equal for the same problem  reward(problem, answer) -> float     for any text at all
     """
+
+    WORD = r"\d+| -> |.|\n"
 
     SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100)}  # percent of all problems
 
     leaves: dict[str, float] = {}  # where they can be listed: the answers that are worth more than all others
+    scored = False  # some problems come with scored answers in place of a demonstration
     random_play = None  # where there are rules to learn before any method: rng -> a problem and legal play in it
 
     def __init__(self, words: list[str]):
         self.end, self.pad, self.vocab, self.alphabet = len(words), len(words) + 1, len(words) + 2, set("".join(words))
         self.writable = self.vocab  # so many words, the first ones, may occur in an answer
+        if long := [word for word in words if not re.fullmatch(self.WORD, word)]:
+            raise ValueError(f"{long[0]!r} cannot be a word: only numbers, single characters and ' -> ' can")
         ranks = {word.encode(): i for i, word in enumerate(words)}
         special = {"<end>": self.end, "<pad>": self.pad}
-        self.words = tiktoken.Encoding(
-            "nanouft", pat_str=r"\d+| -> |.|\n", mergeable_ranks=ranks, special_tokens=special
-        )
+        self.words = tiktoken.Encoding("nanouft", pat_str=self.WORD, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> list[int]:
         if unknown := sorted(set(text) - self.alphabet):
@@ -312,6 +321,7 @@ class Skills(Task):
     """
 
     DIGITS = 6
+    scored = True
 
     def __init__(self):
         super().__init__([*"0123456789", "A", "B", "\n"])

@@ -103,7 +103,7 @@ def rollout(
     for i, (tail, n) in enumerate(zip(new.tolist(), count.tolist(), strict=True)):
         answer = task.read(starts[i // group] + tail[:n])
         reward.append(0.0 if answer is None else task.reward(problems[i // group], answer))
-    reward = torch.tensor(reward, device=device)
+    reward = torch.tensor(reward, dtype=torch.float, device=device)
     return Rows(
         tokens=tokens.scatter(1, where, new),
         hint=(column >= start[:, None]) & (column < end[:, None]),

@@ -66,7 +66,7 @@ class Config:
     # model and base training
     layers: int = flag(2, "blocks", 1)
     width: int = flag(64, "width, a multiple of 16 (the size of a head)", 16)
-    base_steps: int = flag(600, "countdown: steps of base training, each on 256 random plays")
+    base_steps: int = flag(600, "countdown, skills: steps of base training, each on 256 random plays")
     # the step
     problems: int = flag(64, "problems a step", 1)
     group: int = flag(8, "rollouts a problem", 1)
@@ -130,8 +130,8 @@ def check(cfg: Config) -> None:
         raise ValueError(f"--problems {cfg.problems}: fewer than the {PROCESSES} processes that share them")
     if cfg.problems > cfg.demos:
         raise ValueError(f"--problems {cfg.problems}: the pool has only --demos {cfg.demos}")
-    if not METHODS[cfg.method].demos and cfg.task != "skills":
-        raise ValueError(f"--method {cfg.method} needs scored answers, which only --task skills has")
+    if not METHODS[cfg.method].demos and not TASKS[cfg.task].scored:
+        raise ValueError(f"--method {cfg.method} needs scored answers, as --task skills has them, and {cfg.task} not")
     make_model(cfg, make_task(cfg))  # they look after their own settings
 
 
@@ -167,7 +167,12 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
 def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
     """The test sets do not depend on the seed: every run reads the same."""
     sizes = {"pool": cfg.demos, "validation": cfg.validation, "test": cfg.test, "unseen": cfg.test}
-    return {name: task.split(name, sizes[name], cfg.seed if name == "pool" else 0) for name in task.SHARES}
+    sets = {name: task.split(name, sizes[name], cfg.seed if name == "pool" else 0) for name in task.SHARES}
+    longest = max(len(sum(task.units(p), [])) for p in sets["pool"])
+    if longest > task.answer_tokens:
+        says = f"answer_tokens {task.answer_tokens}, but a demonstration, <end> too, {longest}"
+        raise ValueError(f"--task {cfg.task}: {says}")
+    return sets
 
 
 def base_path(cfg: Config) -> Path:
@@ -419,11 +424,12 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None) -> dict:
     parser = Parser(description="Unified fine-tuning.", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for f in fields(Config):
-        text, many = f"{f.metadata['help']} [{f.default}]", {"nargs": "+"} if f.name == "method" else {}
+        names, many = ", ".join(f.metadata["names"]), {"nargs": "+"} if f.name == "method" else {}
+        text = f.metadata["help"] + f": {names}" * bool(names) + f" [{f.default}]"
         parser.add_argument(f"--{f.name}", type=f.type, metavar="X", help=text, **many)
     parser.add_argument("--preset", choices=PRESETS, help="laptop: as above; gpu: larger, an hour on a consumer card")
     parser.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR (only --steps may change)")
-    parser.add_argument("--ask", metavar="TEXT", help="let a trained model (of --out, --method) answer '3 8 9 5 -> 43'")
+    parser.add_argument("--ask", metavar="TEXT", help="a trained model (of --out, --method) answers '3 8 9 5 -> 43'")
     parser.add_argument("--export", metavar="DIR", help="write a trained model (of --out, --method) for transformers")
     parser.add_argument("--list", action="store_true", help="print the table of methods")
     return vars(parser.parse_args(argv))
@@ -511,7 +517,7 @@ def main(argv: list[str] | None = None) -> None:
         return print(answers(one, 16, ask))
     if export is not None:
         return print(write_llama(*trained(one)[1:], Path(export)))
-    default = STAGES if cfg.task == "skills" else DEMO
+    default = STAGES if cfg.task in TASKS and TASKS[cfg.task].scored else DEMO
     runs = old_runs(flags, job) if resume is not None else new_runs(flags, flags.pop("method", default), job)
     if RANK:
         sys.stdout = open(os.devnull, "w")  # the first process speaks
@@ -539,8 +545,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n\n{table(results)}\n\n{answers(Path(last.out), min(64, last.validation))}")
         draw({name: [m] for name, m in results.items()}, job / "curves.png", f"{first.task}, seed {first.seed}")
         print(f"\nfigure: {job}/curves.png")
-    if failed := [f"{cfg.method}: {x}" for cfg, x in zip(runs, outcomes, strict=True) if cfg.method not in results]:
-        raise ValueError("; ".join(failed))
+    failed = {cfg.method: x for cfg, x in zip(runs, outcomes, strict=True) if cfg.method not in results}
+    for x in failed.values():
+        if not isinstance(x, (ValueError, OSError, FloatingPointError)):
+            raise x  # a bug: with its traceback
+    if failed:
+        raise ValueError("; ".join(f"{name}: {x}" for name, x in failed.items()))
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def results_table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def table() -> str:
+def claims_table() -> str:
     lines = ["| paper | claim | measured here | verdict | seeds | command |", "|" + " --- |" * len(Claim._fields)]
     for claims in (on_trees(), on_sizes(), on_hints(), on_switches(), on_skills()):
         lines += ["| {} | {} | {} | **{}** | {} | {} |".format(*claim) for claim in claims]
@@ -214,4 +214,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(f"{results_table()}\n\n{table()}")
+    print(f"{results_table()}\n\n{claims_table()}")

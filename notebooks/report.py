@@ -9,19 +9,24 @@ from nanouft import METHODS, Rows, evenly, never
 
 
 def methods_table(names=METHODS) -> str:
-    """The README's table of methods, out of the code itself."""
+    """The README's table of methods, out of the code itself: what its functions say of themselves."""
+
+    def said(function) -> str:
+        return function.__doc__ or function.__name__
+
     lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "gate"]]
     lines += [["---"] * len(lines[0])]
     for name, m in ((name, METHODS[name]) for name in names):
-        c = ", times ".join(x.__doc__ for x in (m.c, m.focus) if x is not evenly)
-        A = m.advantage.__doc__ + "".join(f"; {name} {x}" for name, x in m.settings.items())
-        cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [m.hint.__doc__, c, A]
+        c = ", times ".join(said(x) for x in (m.c, m.focus) if x is not evenly)
+        A = said(m.advantage) + "".join(f"; {name} {x}" for name, x in m.settings.items())
+        cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [said(m.hint), c, A]
         gates = {"a step of sft if ": m.supervised, "again: ": m.again}
-        cells += ["; ".join(when + gate.__doc__ for when, gate in gates.items() if gate is not never) or "-"]
+        cells += ["; ".join(when + said(gate) for when, gate in gates.items() if gate is not never) or "-"]
         lines += [[f"`{name}`", m.paper, *cells]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+CORE = "sft rft sft_rft r3 stage cosine hint_only uft uft_uniform sasr static mix implicit".split()
 EQUATIONS = [  # where to find what the papers write down
     ("GRPO", "advantage, from the group's mean and standard deviation", "centred / (std + 1e-6)"),
     ("GRPO (3)", "clipped objective", "objective = suffix * torch.minimum(free, clipped)"),

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data import TASKS, Countdown, Problem
+from data import TASKS, Countdown, Problem, Task
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,12 @@ def test_words_round_trip_and_numbers_are_single_tokens(task):
 def test_unknown_character_is_a_clear_error(task):
     with pytest.raises(ValueError, match="no word for 'x' in '3 x 4'"):
         task.encode("3 x 4")
+
+
+def test_a_word_that_the_tokenizer_would_cut(task):
+    """tiktoken's own complaint is a panic of another language."""
+    with pytest.raises(ValueError, match="'sort' cannot be a word"):
+        Task([*"0123456789", "sort"])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -177,7 +177,7 @@ def test_two_stages_resume_and_their_reference(tmp_path, monkeypatch):
 
 def test_methods_for_scored_answers_say_where_they_are(tmp_path):
     """A run of nothing, where no task has what the method learns from."""
-    with pytest.raises(ValueError, match="--method una needs scored answers, which only --task skills has"):
+    with pytest.raises(ValueError, match="--method una needs scored answers, as --task skills has them"):
         run(Config(method="una", cache=str(tmp_path)))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from notebooks.report import methods_table
+from data import TASKS
 from train import Config, main, run
 
 TINY = dict(numbers=3, layers=1, width=16, base_steps=8, problems=8, group=4, demos=64, validation=32, test=32)
@@ -257,5 +257,26 @@ def test_errors_have_a_status_and_no_traceback(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("nanouft: --method dpo") and done.stderr.count("\n") == 1
 
 
-def test_readme_has_the_table_that_the_code_prints():
-    assert methods_table() in (ROOT / "README.md").read_text()
+class Own(TASKS["chain"]):
+    """A user's task, whose rewards are whole numbers, as in: return int(answer == right)."""
+
+    def reward(self, problem, answer):
+        return int(answer == "".join(problem.demo))
+
+
+def test_a_task_of_ones_own(tiny, monkeypatch):
+    """Rewards as integers; an answer that leaves no room for its <end>."""
+    monkeypatch.setitem(TASKS, "own", Own)
+    cfg = replace(tiny, task="own", demos=64)
+    for method in ("sft", "uft"):
+        assert run(replace(cfg, method=method))[-1]["reward"] >= 0
+    monkeypatch.setattr(Own, "units", lambda self, problem: [[0] * (self.answer_tokens + 1)])
+    with pytest.raises(ValueError, match="--task own: answer_tokens 8, but a demonstration, <end> too, 9"):
+        run(cfg)
+
+
+def test_a_bug_in_a_task_is_told_with_its_place(tiny, monkeypatch, tmp_path):
+    """A KeyError told as a user's error: one word and no line."""
+    monkeypatch.setattr(train, "run_all", lambda runs: [KeyError("1") for _ in runs])
+    with pytest.raises(KeyError):
+        main([*flags(tiny.cache, out=tmp_path), "--method", "uft"])
