@@ -79,7 +79,7 @@ class Config:
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     micro_batch: int = flag(128, "rows in one forward pass: time and memory, not the gradient, depend on it", 1)
     # hints and switches
-    hint_coef: float = flag(0.1, "the coefficient on the hint's log-likelihood, the paper's beta")
+    hint_coef: float = flag(0.3, "the coefficient on the hint's log-likelihood, the paper's beta")
     hint_steps: int = flag(420, "T_hint: no hints from this step on")
     hint_low: float = flag(0.05, "p(t) at the end of the hints", 0, 1)
     hint_high: float = flag(0.95, "p(t) at the start", 0, 1)
@@ -95,11 +95,11 @@ class Config:
     until: float = flag(2.0, "stop once the expected reward (trees) or the validation accuracy is this high; 2: never")
 
 
-SMALL = dict(validation=1, test=1, demos=8, problems=8, group=32, layers=1, width=32, entropy_coef=0.1)
+SMALL = dict(validation=1, test=1, demos=8, problems=8, group=32, layers=1, width=32, entropy_coef=0.1, hint_coef=0.1)
 DEFAULTS = {  # a task's own, on the command line
     "tree": SMALL | dict(steps=400, hint_steps=240, warmup=30, eval_every=10),
-    "chain": dict(validation=256, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20),
-    "skills": dict(problems=32, group=4, demos=8192, layers=3, steps=1000, warmup=500, beta=0.1),
+    "chain": dict(validation=256, problems=32, steps=400, hint_steps=240, warmup=100, eval_every=20, hint_coef=0.1),
+    "skills": dict(problems=32, group=4, demos=8192, layers=3, steps=1000, warmup=500, beta=0.1, hint_coef=0.1),
 }
 PRESETS = {
     "laptop": {},

@@ -104,8 +104,9 @@ def steady(result: dict) -> float:
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
     """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate on one seed, the
-    better two on another; at 105k, with the best of them, what else an arm has, on both."""
+    better two on another; at 105k, with the best of them, what else an arm has, on both: other sizes take it over."""
     found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
+    start = tuned() if size != "105k" else dict.fromkeys(found, {}) | {"uft": dict(hint_coef=0.1)}
     common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
 
     def score(cells: dict[tuple[str, str], dict], seeds: range) -> None:
@@ -113,7 +114,7 @@ def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
         for (arm, what), results in runs.items():
             found[arm].setdefault(what, (cells[arm, what], []))[1].extend(map(steady, results))
 
-    score({(arm, f"lr {lr:g}"): dict(lr=lr) for arm in found for lr in RATES}, GRID_SEEDS[:1])
+    score({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for arm in found for lr in RATES}, GRID_SEEDS[:1])
     better = {arm: sorted(cells, key=lambda what: cells[what][1])[-2:] for arm, cells in found.items()}
     score({(arm, what): found[arm][what][0] for arm, names in better.items() for what in names}, GRID_SEEDS[1:])
     if size == "105k":
@@ -129,9 +130,7 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 
 def tuned(size: str = "105k") -> dict[str, dict]:
-    """Each arm's best settings: the learning rate at each size, the others at 105k."""
-    best = {arm: chosen(cells) for arm, cells in grid(size).items()}
-    return best if size == "105k" else {arm: tuned()[arm] | best[arm] for arm in ARMS}
+    return {arm: chosen(cells) for arm, cells in grid(size).items()}
 
 
 def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
@@ -148,8 +147,7 @@ def share_of_sft(results: list[dict], warmup: int) -> float:
 def switches() -> dict[str, list[dict]]:
     """2. SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
     settings = tuned()
-    cells = {"sasr": dict(method="sasr") | settings["sasr"]}
-    sasr = several(cells, SEEDS)["sasr"]
+    sasr = sizes(("105k",))["105k", "sasr"]
     same = {name: x for name, x in settings["sasr"].items() if name == "warmup"}
     mix = dict(method="mix", mix=round(share_of_sft(sasr, same.get("warmup", Config.warmup)), 2))
     cells = {"static": dict(method="static") | settings["static"] | same, "mix": mix | settings["mix"] | same}
@@ -164,7 +162,7 @@ def demonstrations() -> dict[tuple[int, str], list[dict]]:
 
 def hints() -> dict[str, list[dict]]:
     """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus."""
-    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 1.0)}
+    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 0.3, 1.0)}
     cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     cells |= {f"entropy_coef {x:g}": dict(entropy_coef=x) for x in (0.003, 0.02)}
