@@ -141,7 +141,8 @@ def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
 
 def share_of_sft(results: list[dict], warmup: int) -> float:
     """Realised after the warm-up, over all seeds."""
-    return float(np.mean([np.mean(x["block_supervised"][warmup // BLOCK :]) for x in results]))
+    blocks = np.array([x["block_supervised"] for x in results])
+    return float(blocks[:, min(warmup // BLOCK, blocks.shape[1] - 1) :].mean())
 
 
 def switches() -> dict[str, list[dict]]:
