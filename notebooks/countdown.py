@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
-from train import Config, base_model, make_model, randomness, run, splits, trained  # noqa: E402
+from train import Config, base_model, make_model, randomness, run, solve, splits, trained  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
@@ -67,6 +67,7 @@ def brief(cfg: Config) -> dict:
     base = make_model(cfg, task, base_model(cfg, task, sets)["model"])
     asked = sets["validation"]
     last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]} | {
+        "pool": solve(model, task, sets["pool"])["accuracy"],  # what it was trained on
         "legal": legal(model, task, asked, randomness(cfg, 9)[1]),
         "legal_base": legal(base, task, asked, randomness(cfg, 9)[1]),
     }
