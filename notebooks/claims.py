@@ -16,7 +16,6 @@ from notebooks.lab import measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
-SIZES = ["105k"]
 LEVEL = -1.0  # "level" is at most so many points below
 
 
@@ -66,7 +65,7 @@ def gain(results: list[dict], what: str) -> np.ndarray:
 
 
 def on_sizes() -> Iterator[Claim]:
-    found, sizes, command = countdown.sizes(SIZES), list(SIZES), "`python notebooks/countdown.py sizes`"
+    found, sizes, command = countdown.sizes(), list(countdown.SIZES), "`python notebooks/countdown.py sizes`"
     x = {cell: points(results) for cell, results in found.items()}
     last = {cell: points(results, "test") for cell, results in found.items()}
 
@@ -108,19 +107,6 @@ def on_sizes() -> Iterator[Claim]:
             told,
             verdict(gaps),
         )
-
-
-def on_hints() -> Iterator[Claim]:
-    some = {name: points(results) for name, results in countdown.hints().items()}
-    uft = some["hint_coef 0.3"]
-    claims = {
-        "hint_coef 0": "The hint's log-likelihood helps",
-        "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
-        "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
-    }
-    for name, claim in claims.items():
-        told = f"with {spread(uft)}, without {spread(some[name])}; {difference(uft - some[name])}"
-        yield Claim("UFT", claim, told, verdict(uft - some[name]), 3, "`python notebooks/countdown.py hints`")
 
 
 def on_switches() -> Iterator[Claim]:
@@ -191,10 +177,10 @@ def on_skills() -> Iterator[Claim]:
         return Claim("implicit UFT", claim, told, holds, 3, "`jupyter execute notebooks/one_stage.ipynb`")
 
     two_stages = [x for arm in ("sft_una", "sft_dpo") for _, x in grid[arm]]
-    both = sum(min(x["demonstrated"], x["scored"]) > 0.5 for x in two_stages)
+    kept = sum(min(x["demonstrated"], x["scored"]) > 0.5 for x in two_stages)
     told = f"A {spread(A['sft'])} after SFT, {spread(A['learns B'])} once B is learnt ({spread(B['learns B'])})"
-    told += f"; {both} of {len(two_stages)} settings end above 50 in both"
-    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if both else "holds")
+    told += f"; {kept} of {len(two_stages)} settings end above 50 in both"
+    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if kept else "holds")
     told = f"A {spread(A['implicit'])}, B {spread(B['implicit'])}"
     yield row("One stage keeps both (above 80)", told, verdict(np.minimum(A["implicit"], B["implicit"]), 80))
     gaps = (A["implicit"] + B["implicit"] - A["ce_una"] - B["ce_una"]) / 2
@@ -208,18 +194,7 @@ def results_table() -> str:
     """All methods on countdown, 105k parameters; and what they took on the cores that they were measured with."""
     found = {arm: some for (_, arm), some in countdown.sizes(("105k",)).items()}
     shares = ["test", "test_chosen", "unseen", "sampled_test", "pass@8"]
-    head = [
-        "method",
-        "test",
-        "test, chosen",
-        "unseen",
-        "pass@1",
-        "pass@8",
-        "rollouts",
-        "demo tokens",
-        "seconds",
-        "tokens/s",
-    ]
+    head = "method,test,test: chosen,unseen,pass@1,pass@8,rollouts,demo tokens,seconds,tokens/s".split(",")
     base = [spread(points(found["uft"], f"{x}_base")) for x in shares if x != "test_chosen"]
     rows = [head, ["---"] * len(head), ["`base`", base[0], "", *base[1:], "", "", "", ""]]
     for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
