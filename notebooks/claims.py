@@ -6,7 +6,7 @@ python notebooks/claims.py
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,8 @@ def interval(gaps: np.ndarray) -> tuple[float, float, float]:
     return gaps.mean(), gaps.mean() - half, gaps.mean() + half
 
 
-def difference(gaps: np.ndarray) -> str:
-    return "{:+.1f} ({:+.1f} .. {:+.1f})".format(*interval(gaps))
+def difference(gaps: np.ndarray, digits: int = 1) -> str:
+    return "{} ({} .. {})".format(*(f"{x:+.{digits}f}" for x in interval(gaps)))
 
 
 def verdict(gaps: np.ndarray, least: float = 0.0) -> str:
@@ -58,55 +58,60 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
     return 100 * np.array([x["last"][what] for x in results])
 
 
+def checkpoints(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
+    """Of each cell, points of those that validated best, and of the last."""
+    return [{cell: points(some, what) for cell, some in found.items()} for what in ("test_chosen", "test")]
+
+
 def gain(results: list[dict], what: str) -> np.ndarray:
     """In log-odds, over the base: problems of one kind may be easier than those of another."""
     after, before = (points(results, f"{what}_{of}") / 100 for of in ("chosen", "base"))
     return np.log(after / (1 - after)) - np.log(before / (1 - before))
 
 
+def beyond(results: list[dict]) -> np.ndarray:
+    """What more they gain out of distribution than in it."""
+    return gain(results, "unseen") - gain(results, "test")
+
+
 def on_sizes() -> Iterator[Claim]:
-    found, sizes, command = countdown.sizes(), list(countdown.SIZES), "`python notebooks/countdown.py sizes`"
-    x = {cell: points(results) for cell, results in found.items()}
-    last = {cell: points(results, "test") for cell, results in found.items()}
+    found, sizes = countdown.sizes(), list(countdown.SIZES)
+    x, last = checkpoints(found)
 
     def row(claim: str, told: str, holds: str) -> Claim:
-        return Claim("UFT", claim, told, holds, 5, command)
+        return Claim("UFT", claim, told, holds, 5, "`python notebooks/countdown.py sizes`")
 
-    def at_all_sizes(claim: str, a: str, b: str) -> Claim:
-        told = ", ".join(f"{size} {difference(x[size, a] - x[size, b])}" for size in sizes)
-        holds = [both(x[size, a] - x[size, b], last[size, a] - last[size, b]) for size in sizes]
-        return row(claim, told, " / ".join(dict.fromkeys(holds)))
+    def each(size: str, *arms: str) -> str:
+        return ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in arms)
+
+    def at_all_sizes(holds: list[str]) -> str:
+        return holds[0] if len(set(holds)) == 1 else ", ".join(f"{s}: {h}" for s, h in zip(sizes, holds, strict=True))
 
     for size in sizes:
         gaps, late = (y[size, "uft"] - np.maximum(y[size, "sft"], y[size, "rft"]) for y in (x, last))
-        each = ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in ("uft", "sft", "rft"))
         claim = f"UFT is level with the better of SFT and RFT, or above it, at every size: {size} parameters"
-        yield row(claim, f"{each}; {difference(gaps)}", both(gaps, late, LEVEL))
-    if len(sizes) > 1:
-        small, *_, large = (x[size, "sft"] - x[size, "rft"] for size in sizes)
-        told = f"SFT - RFT at {sizes[0]} {difference(small)}, at {sizes[-1]} {difference(large)}"
-        yield row("Small models: SFT is above RFT", told, verdict(small))
-        yield row("Large models: RFT is above SFT", told, verdict(-large))
-    yield at_all_sizes("UFT is above SFT then RFT", "uft", "sft_rft")
-    yield at_all_sizes("UFT is above R3", "uft", "r3")
+        yield row(claim, f"{each(size, 'uft', 'sft', 'rft')}; {difference(gaps)}", both(gaps, late, LEVEL))
+    for size, claim, a, b in (
+        (sizes[0], "Small models: SFT is above RFT", "sft", "rft"),
+        (sizes[-1], "Large models: RFT is above SFT", "rft", "sft"),
+    ):
+        gaps, late = (y[size, a] - y[size, b] for y in (x, last))
+        yield row(f"{claim}: {size} parameters", f"{each(size, a, b)}; {difference(gaps)}", both(gaps, late))
+    for other, name in {"sft_rft": "SFT then RFT", "r3": "R3"}.items():
+        gaps = [[y[size, "uft"] - y[size, other] for y in (x, last)] for size in sizes]
+        told = ", ".join(f"{size} {difference(chosen)}" for size, (chosen, _) in zip(sizes, gaps, strict=True))
+        yield row(f"UFT is above {name}", told, at_all_sizes([both(*some) for some in gaps]))
 
-    arms = {arm: found["105k", arm] for arm in ("uft", "rft", "sft")}
-    early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in arms[arm]]) for arm in ("uft", "rft")]
+    arms = [found["105k", arm] for arm in ("uft", "rft")]
+    early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in some]) for some in arms]
     told = "of the rollouts in steps 1 to 100 right: UFT {} %, RFT {} %".format(*map(spread, early))
     yield row("UFT explores with more success from the first step on (figure 6)", told, verdict(early[0] - early[1]))
     for arm in ("rft", "uft"):
-        gains = {(a, what): gain(arms[a], what) for a in (arm, "sft") for what in ("unseen", "test")}
-        gaps = gains[arm, "unseen"] - gains[arm, "test"] - (gains["sft", "unseen"] - gains["sft", "test"])
-        told = ", ".join(f"{a.upper()} {points(arms[a], 'unseen_chosen').mean():.1f} %" for a in (arm, "sft"))
-        told += (
-            ", base {:.1f} %; gain over the base in log-odds, out less in, {} less SFT: {:+.2f} ({:+.2f} .. {:+.2f})"
-        )
-        told = told.format(points(arms[arm], "unseen_base").mean(), arm.upper(), *interval(gaps))
-        yield row(
-            f"SFT memorises, {arm.upper()} generalises: it keeps more of its gain out of distribution",
-            told,
-            verdict(gaps),
-        )
+        gaps = [beyond(found[size, arm]) - beyond(found[size, "sft"]) for size in sizes]
+        claim = f"SFT memorises, {arm.upper()} generalises: it keeps more of its gain out of distribution"
+        told = ", ".join(f"{size} {difference(some, 2)}" for size, some in zip(sizes, gaps, strict=True))
+        told = f"gain over the base in log-odds, out less in, {arm.upper()} less SFT: {told}"
+        yield row(claim, told, at_all_sizes([verdict(some) for some in gaps]))
 
 
 def on_switches() -> Iterator[Claim]:
@@ -118,7 +123,7 @@ def on_switches() -> Iterator[Claim]:
         "sft_rft": "SFT, then RL",
     }
     found = {arm: results for (_, arm), results in countdown.sizes(("105k",)).items()} | countdown.switches()
-    x, last = ({arm: points(some, what) for arm, some in found.items()} for what in ("test_chosen", "test"))
+    x, last = checkpoints(found)
     for other, name in others.items():
         gaps, late = (y["sasr"] - y[other] for y in (x, last))
         told = (
@@ -127,6 +132,20 @@ def on_switches() -> Iterator[Claim]:
         yield Claim(
             "SASR", f"SASR is above {name}", told, both(gaps, late), 5, "`python notebooks/countdown.py switches`"
         )
+
+
+def on_hints() -> Iterator[Claim]:
+    x, last = checkpoints(countdown.hints())
+    claims = {
+        "hint_coef 0": "The hint's log-likelihood helps",
+        "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
+        "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
+    }
+    uft = "hint_coef 0.3"
+    for other, claim in claims.items():
+        gaps, late = (y[uft] - y[other] for y in (x, last))
+        told = f"with {spread(x[uft])}, without {spread(x[other])}; {difference(gaps)}"
+        yield Claim("UFT", claim, told, both(gaps, late), 3, "`python notebooks/countdown.py hints`")
 
 
 def on_trees() -> Iterator[Claim]:

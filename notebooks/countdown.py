@@ -25,7 +25,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 OTHERS = {  # what else is left to set, one at a time, at 105k
     "sasr": [("warmup", 100), ("warmup", 200), ("gamma", 0.3), ("gamma", 3.0)],
     "r3": [("entropy_coef", 0.01)],
-    "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02)],
+    "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02), ("kl_coef", 0.03)],
     "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)],
     "uft": [("hint_coef", 0.03), ("hint_coef", 0.3), ("hint_steps", 280), ("hint_steps", 560)],
 }
@@ -46,16 +46,19 @@ def config(method: str, seed: int, **more) -> Config:
     return Config(method=method, seed=seed, cache=cache, **more)
 
 
-def legal(model, task, problems, generator) -> float:
-    """What the base was taught: the share of sampled answers that play by the rules, whatever they end at."""
+def habits(model, task, problems, generator) -> dict[str, float]:
+    """The share of sampled answers that play by the rules, as the base was taught, whatever they end at; and the share
+    of those that do nothing but add."""
     rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
     answers = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
-    found = 0
+    legal = []
     for problem, answer in zip(problems, answers, strict=True):
         answer = answer.removesuffix("<end>")
         end = answer.rpartition("=")[2]
-        found += end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1
-    return found / len(problems)
+        if end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1:
+            legal.append(answer)
+    adds = sum(not set("-*/") & set(answer) for answer in legal)
+    return {"legal": len(legal) / len(problems), "adds": adds / max(len(legal), 1)}
 
 
 def brief(cfg: Config) -> dict:
@@ -66,11 +69,10 @@ def brief(cfg: Config) -> dict:
     sets = splits(cfg, task)
     base = make_model(cfg, task, base_model(cfg, task, sets)["model"])
     asked = sets["validation"]
-    last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]} | {
-        "pool": solve(model, task, sets["pool"])["accuracy"],  # what it was trained on
-        "legal": legal(model, task, asked, randomness(cfg, 9)[1]),
-        "legal_base": legal(base, task, asked, randomness(cfg, 9)[1]),
-    }
+    last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
+    last["pool"] = solve(model, task, sets["pool"])["accuracy"]  # what it was trained on
+    for of, m in (("", model), ("_base", base)):
+        last |= {name + of: x for name, x in habits(m, task, asked, randomness(cfg, 9)[1]).items()}
     validations = [m for m in metrics if "evaluated" in m]
     steps = metrics[1:]
     blocks = [steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)]
