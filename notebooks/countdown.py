@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
-from train import Config, base_model, make_model, randomness, run, solve, splits, trained  # noqa: E402
+from train import Config, base_model, make_model, make_task, randomness, run, solve, splits, trained  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
-SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
+SIZES = {"30k": 32, "105k": 64}  # parameters: width, of two blocks
 EXTRA = ["static", "mix"]  # at 105k only
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 OTHERS = {  # what else is left to set, one at a time, at 105k
@@ -32,7 +32,7 @@ OTHERS = {  # what else is left to set, one at a time, at 105k
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
 FEW = range(3)  # seeds of the smaller questions
-DEMOS = (64, 256, 1024, 4096, 7000)  # some 7,087 problems exist
+DEMOS = (64, 256, 1024, 4096, 6500)  # some 7,000 problems exist
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8)
 BLOCK = 25  # steps that are averaged into one
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
@@ -59,6 +59,13 @@ def habits(model, task, problems, generator) -> dict[str, float]:
             legal.append(answer)
     adds = sum(not set("-*/") & set(answer) for answer in legal)
     return {"legal": len(legal) / len(problems), "adds": adds / max(len(legal), 1)}
+
+
+def always_adding() -> dict[str, float]:
+    """What it solves to add all four numbers, whatever is asked: percent of the default test problems."""
+    cfg = Config()
+    sets = splits(cfg, make_task(cfg))
+    return {name: 100 * np.mean([sum(p.numbers) == p.target for p in sets[name]]) for name in ("test", "unseen")}
 
 
 def brief(cfg: Config) -> dict:

@@ -64,7 +64,7 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     start = time.perf_counter()
     bases = {base_path(cfg): cfg for cfg in missing.values() if TASKS[cfg.task].random_play}
     run_all([cfg for path, cfg in bases.items() if not path.exists()], base)  # once each: many runs share them
-    for some in (list(missing)[i : i + 24] for i in range(0, len(missing), 24)):  # so that little is lost when stopped
+    for some in (list(missing)[i : i + 12] for i in range(0, len(missing), 12)):  # so that little is lost when stopped
         found = dict(zip(some, run_all([missing[key] for key in some], work), strict=True))
         for key, x in found.items():
             if isinstance(x, dict):
