@@ -7,7 +7,7 @@ For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units
               read   coefficient c   advantage A_i of the row, clipped ratio
 
     loss   =  - 1/Z ( sum over hint tokens    c * log pi(token)
-                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * H ] )
+                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )
 
 l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
 choice of l, of c, of A, and of when to do which: a row of METHODS, near the end of this file. Look there first, then at
@@ -16,7 +16,7 @@ given, and c follows from a score.)
 
 The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before fine-tuning. A
 *rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
-is several rows of one problem, and a row's *advantage* is how much better than its group it did. H is the entropy of
+is several rows of one problem, and a row's *advantage* is how much better than its group it did. S is the entropy of
 the next token. The *ratio* is a token's probability now over its probability when it was sampled: rows may be used for
 several updates, and from the second on the policy is no longer the one that wrote them. Z is one constant a step:
 problems x group x longest answer allowed.
