@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-demo: .venv/ready  ## the main job: about 7 minutes on two CPU cores
+demo: .venv/ready  ## the main job: about 6 minutes on two CPU cores
 	.venv/bin/python train.py
 
 test: .venv/ready
