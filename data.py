@@ -81,7 +81,8 @@ class Task:
 
     def split(self, name: str, size: int, seed: int) -> list[Problem]:
         """`size` different problems. A problem's key alone decides which split it is in, whatever the seed; 'unseen' is
-        what lies outside the training distribution, so it shares nothing with the others anyhow."""
+        what lies outside the training distribution, so it shares nothing with the others anyhow. None comes twice, so
+        what is drawn often comes first: two sets are alike only if they are as large a part of what there is."""
         rng, found, (first, end) = np.random.default_rng([seed, *name.encode()]), {}, self.SHARES[name]
         for _ in range(50 * size + 10_000):
             if len(found) == size:
@@ -89,9 +90,7 @@ class Task:
             problem = self.problem(rng, unseen=name == "unseen")
             if first <= zlib.crc32(repr(self.key(problem)).encode()) % 100 < end:
                 found.setdefault(self.key(problem), problem)
-        raise ValueError(
-            f"about {len(found)} different {name} problems exist, not {size}: ask for less, or widen the task"
-        )
+        raise ValueError(f"some {len(found)} different {name} problems exist, not {size}: ask for less or a wider task")
 
 
 class Countdown(Task):
@@ -101,15 +100,13 @@ class Countdown(Task):
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
     """
 
-    SHARES = Task.SHARES | {"unseen": (0, 100)}
+    SHARES = Task.SHARES | {"unseen": (0, 60)}  # percent of those with the unseen number: as many as for testing
     LONGEST = 2_000  # characters; more is no answer (Python refuses to read numbers of over 4,300 digits)
 
     def __init__(self, numbers: int = 4, high: int = 10, limit: int = 50, low: int = 10, unseen: int = 7):
         """`numbers` of them in 1..high, results up to `limit`, targets from `low`; `unseen`: see Task.split."""
         if not (2 <= numbers <= 6 and 1 <= unseen <= high <= limit and 1 <= low <= limit):
-            raise ValueError(
-                "countdown needs 2 to 6 --numbers, 1 <= --unseen <= --high <= --limit, 1 <= --low <= --limit"
-            )
+            raise ValueError("countdown: 2 to 6 --numbers, 1 <= --unseen <= --high <= --limit, 1 <= --low <= --limit")
         super().__init__(["\n", " ", " -> ", *"+-*/=", *map(str, range(max(limit, 9) + 1))])
         self.numbers, self.high, self.limit, self.low, self.unseen = numbers, high, limit, low, unseen
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)

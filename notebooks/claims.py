@@ -34,8 +34,8 @@ def interval(gaps: np.ndarray) -> tuple[float, float, float]:
     return gaps.mean(), gaps.mean() - half, gaps.mean() + half
 
 
-def difference(gaps: np.ndarray) -> str:
-    return "{:+.1f} ({:+.1f} .. {:+.1f})".format(*interval(gaps))
+def difference(gaps: np.ndarray, digits: int = 1) -> str:
+    return "{} ({} .. {})".format(*(f"{x:+.{digits}f}" for x in interval(gaps)))
 
 
 def verdict(gaps: np.ndarray, least: float = 0.0) -> str:
@@ -43,8 +43,8 @@ def verdict(gaps: np.ndarray, least: float = 0.0) -> str:
     return "holds" if low > least else "does not hold" if high < least else "can't tell"
 
 
-def at_both(chosen: np.ndarray, last: np.ndarray) -> str:
-    return f"{difference(chosen)}, last checkpoints {difference(last)}"
+def at_both(chosen: np.ndarray, last: np.ndarray, digits: int = 1) -> str:
+    return f"{difference(chosen, digits)}, last checkpoints {difference(last, digits)}"
 
 
 def both(chosen: np.ndarray, last: np.ndarray, least: float = 0.0) -> str:
@@ -53,8 +53,8 @@ def both(chosen: np.ndarray, last: np.ndarray, least: float = 0.0) -> str:
     return verdicts.pop() if len(verdicts) == 1 else "can't tell"
 
 
-def spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+def spread(values: np.ndarray, digits: int = 1) -> str:
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
 def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
@@ -67,6 +67,11 @@ def checkpoints(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
     return [{cell: points(some, what) for cell, some in found.items()} for what in ("test_chosen", "test")]
 
 
+def by_size(holds: list[str]) -> str:
+    sizes = countdown.SIZES
+    return holds[0] if len(set(holds)) == 1 else ", ".join(f"{s}: {h}" for s, h in zip(sizes, holds, strict=True))
+
+
 def on_sizes() -> Iterator[Claim]:
     found, sizes = countdown.sizes(), list(countdown.SIZES)
     x, last = checkpoints(found)
@@ -77,9 +82,6 @@ def on_sizes() -> Iterator[Claim]:
 
     def each(size: str, *arms: str) -> str:
         return ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in arms)
-
-    def at_all_sizes(holds: list[str]) -> str:
-        return holds[0] if len(set(holds)) == 1 else ", ".join(f"{s}: {h}" for s, h in zip(sizes, holds, strict=True))
 
     for size in sizes:
         gaps, late = (y[size, "uft"] - np.maximum(y[size, "sft"], y[size, "rft"]) for y in (x, last))
@@ -97,7 +99,7 @@ def on_sizes() -> Iterator[Claim]:
     for other, name in {"sft_rft": "SFT then RFT", "r3": "R3"}.items():
         gaps = [[y[size, "uft"] - y[size, other] for y in (x, last)] for size in sizes]
         told = "; ".join(f"{size} {at_both(*some)}" for size, some in zip(sizes, gaps, strict=True))
-        yield row(f"UFT is above {name}", told, at_all_sizes([both(*some) for some in gaps]))
+        yield row(f"UFT is above {name}", told, by_size([both(*some) for some in gaps]))
 
     arms = [found["105k", arm] for arm in ("uft", "rft")]
     early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in some]) for some in arms]
@@ -105,8 +107,50 @@ def on_sizes() -> Iterator[Claim]:
         *map(spread, early)
     )
     yield row("UFT explores with more success from the first step on (figure 6)", told, verdict(early[0] - early[1]))
-    told = "not measured: the two sets were not drawn alike (see below)"
-    yield Claim("UFT", "SFT memorises, RL generalises out of distribution", told, "can't tell", 5, "-")
+
+
+def on_generalisation() -> Iterator[Claim]:
+    """On problems that adding all numbers does not solve: the training has more of the others than the test."""
+    found, checkpoint = countdown.sizes(), ("_chosen", "")
+
+    def share(size: str, arm: str, where: str, of: str) -> np.ndarray:
+        return points(found[size, arm], f"{where}_others{of}")
+
+    def in_points(*cell: str) -> np.ndarray:
+        return share(*cell) - share(*cell[:-1], "_base")
+
+    def in_log_odds(*cell: str) -> np.ndarray:
+        """So that who gains more may lose more."""
+        after, before = share(*cell) / 100, share(*cell[:-1], "_base") / 100
+        return np.log(after / (1 - after)) - np.log(before / (1 - before))
+
+    def against_sft(gain, size: str, arm: str, here: str, there: str) -> list[np.ndarray]:
+        """What the arm gains there less what it gains here, less the same of SFT."""
+        ours, sft = ([gain(size, a, there, of) - gain(size, a, here, of) for of in checkpoint] for a in (arm, "sft"))
+        return [x - y for x, y in zip(ours, sft, strict=True)]
+
+    def row(claim: str, arm: str, where: tuple[str, str], told: dict[str, str], holds: list[str]) -> Claim:
+        def solved(size: str, a: str) -> str:
+            return f"{a.upper()} {' and '.join(spread(share(size, a, x, '_chosen')) for x in where)}"
+
+        each = "; ".join(f"{size} {solved(size, arm)}, {solved(size, 'sft')}; {text}" for size, text in told.items())
+        measured = f"of {' and '.join(where)}, sums left out: {each}".replace("pool", "training")
+        return Claim("UFT", claim, measured, by_size(holds), 5, "`python notebooks/countdown.py sizes`")
+
+    for arm in ("rft", "uft"):
+        gaps = {size: against_sft(in_points, size, arm, "pool", "test") for size in countdown.SIZES}
+        claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
+        told = {size: at_both(*some) for size, some in gaps.items()}
+        yield row(claim, arm, ("pool", "test"), told, [both(*some) for some in gaps.values()])
+    for arm in ("rft", "uft"):
+        told, holds = {}, []
+        for size in countdown.SIZES:
+            learned = both(*(in_points(size, arm, "test", of) for of in checkpoint)) == "holds"
+            gaps = against_sft(in_log_odds, size, arm, "test", "unseen") if learned else []
+            told[size] = f"{at_both(*gaps, 2)} in log-odds" if learned else f"{arm.upper()} gains nothing"
+            holds += [both(*gaps) if learned else "can't tell"]
+        claim = f"{arm.upper()} generalises: of its gain on the test more arrives out of distribution than of SFT's"
+        yield row(claim, arm, ("test", "unseen"), told, holds)
 
 
 def on_switches() -> Iterator[Claim]:
@@ -125,6 +169,20 @@ def on_switches() -> Iterator[Claim]:
         yield Claim(
             "SASR", f"SASR is above {name}", told, both(gaps, late), 5, "`python notebooks/countdown.py switches`"
         )
+
+
+def on_hints() -> Iterator[Claim]:
+    x, last = checkpoints(countdown.hints())
+    claims = {
+        "hint_coef 0": "The hint's log-likelihood helps",
+        "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
+        "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
+    }
+    uft = "hint_coef 0.3"
+    for other, claim in claims.items():
+        gaps, late = (y[uft] - y[other] for y in (x, last))
+        told = f"with {spread(x[uft])}, without {spread(x[other])}; {at_both(gaps, late)}"
+        yield Claim("UFT", claim, told, both(gaps, late), 5, "`python notebooks/countdown.py hints`")
 
 
 def on_trees() -> Iterator[Claim]:
@@ -191,13 +249,14 @@ def on_skills() -> Iterator[Claim]:
 def results_table() -> str:
     """All methods on countdown, 105k parameters; and what they took on the cores that they were measured with."""
     found = {arm: some for (_, arm), some in countdown.sizes(("105k",)).items()}
-    shares = ["pool", "test", "test_chosen", "unseen", "sampled_test", "pass@8", "adds"]
-    head = "method,trained on,test,test: chosen,unseen,pass@1,pass@8,only add,rollouts,demo tokens,seconds,tokens/s"
-    base = [spread(points(found["uft"], f"{x}_base")) for x in ("test", "unseen", "sampled_test", "pass@8", "adds")]
-    added = countdown.always_adding()
+    shares = ["pool", "test", "test_chosen", "test_others_chosen", "unseen", "sampled_test", "pass@8", "test_adds"]
+    head = "method,trained on,test,chosen,no sums,unseen,pass@1,pass@8,adds,rollouts,demo tokens,seconds,tokens/s"
+    start = ["pool", "test", "test", "test_others", "unseen", "sampled_test", "pass@8", "test_adds"]
+    base, added = [spread(points(found["uft"], f"{x}_base")) for x in start], countdown.always_adding()
+    adding = [f"{added[x]:.1f}" for x in ("test", "test", "unseen")]
     rows = [
-        ["`base`", "", base[0], "", *base[1:], *[""] * 4],
-        ["(always `a+b+c+d`)", "", f"{added['test']:.1f}", "", f"{added['unseen']:.1f}", "", "", "100", *[""] * 4],
+        ["`base`", *base, *[""] * 4],
+        ["(always `a+b+c+d`)", "", *adding[:2], "0", adding[2], "", "", "100", *[""] * 4],
     ]
     for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
         cost = {x: np.mean([r["last"][x] for r in some]) for x in COSTS}
@@ -213,9 +272,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def claims_table() -> str:
     """Each of the papers' claims, and whether it holds."""
-    every = [claim for claims in (on_trees, on_sizes, on_switches, on_skills) for claim in claims()]
-    rows = [[c.paper, c.claim, c.measured, f"**{c.verdict}**", str(c.seeds), c.command] for c in every]
-    return markdown(["paper", "claim", "measured here", "verdict", "seeds", "command"], rows)
+    every = [
+        claim
+        for claims in (on_trees, on_sizes, on_generalisation, on_hints, on_switches, on_skills)
+        for claim in claims()
+    ]
+    rows = [[c.paper, c.claim, f"**{c.verdict}**", c.measured, str(c.seeds), c.command] for c in every]
+    return markdown(["paper", "claim", "verdict", "measured here", "seeds", "command"], rows)
 
 
 if __name__ == "__main__":

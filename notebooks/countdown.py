@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from model import load  # noqa: E402
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
-from train import Config, base_model, make_model, make_task, randomness, run, solve, splits, trained  # noqa: E402
+from train import Config, base_model, make_model, make_task, randomness, run, splits  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64}  # parameters: width, of two blocks
@@ -38,7 +39,7 @@ BLOCK = 25  # steps that are averaged into one
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
 AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@8", "sampled_test")]
 AT_THE_END += ["base_kl_test", "chosen_step"]
-OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward".split()
+OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward frac_reward_zero_std".split()
 
 
 def config(method: str, seed: int, **more) -> Config:
@@ -46,24 +47,38 @@ def config(method: str, seed: int, **more) -> Config:
     return Config(method=method, seed=seed, cache=cache, **more)
 
 
-def habits(model, task, problems, generator) -> dict[str, float]:
-    """The share of sampled answers that play by the rules, as the base was taught, whatever they end at; and the share
-    of those that do nothing but add."""
+def by_the_rules(model, task, problems, generator) -> float:
+    """The share of sampled answers that play as the base was taught, whatever they end at."""
     rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
     answers = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
-    legal = []
+    legal = 0
     for problem, answer in zip(problems, answers, strict=True):
         answer = answer.removesuffix("<end>")
         end = answer.rpartition("=")[2]
-        if end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1:
-            legal.append(answer)
-    adds = sum(not set("-*/") & set(answer) for answer in legal)
-    return {"legal": len(legal) / len(problems), "adds": adds / max(len(legal), 1)}
+        legal += end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1
+    return legal / len(problems)
 
 
-def always_adding() -> dict[str, float]:
+def greedy(model, task, sets) -> dict[str, float]:
+    """The share of problems solved: all, those that adding all numbers solves, and the others; and how many of the
+    answers do nothing but add."""
+    found = {}
+    for name, problems in sets.items():
+        if not problems:
+            continue
+        rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 0.0)
+        texts = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
+        sums = np.array([sum(p.numbers) == p.target for p in problems])
+        solved = rows.solved.flatten().numpy()
+        found |= {f"{name}_sums": solved[sums].sum() / max(sums.sum(), 1)}
+        found |= {f"{name}_others": solved[~sums].mean(), name: solved.mean()}
+        found |= {f"{name}_adds": np.mean([set("+-*/") & set(text) == {"+"} for text in texts])}
+    return found
+
+
+def always_adding(seed: int = 0) -> dict[str, float]:
     """What it solves to add all four numbers, whatever is asked: percent of the default problems."""
-    cfg = Config()
+    cfg = Config(seed=seed)
     sets = splits(cfg, make_task(cfg))
     return {name: 100 * np.mean([sum(p.numbers) == p.target for p in sets[name]]) for name in sets}
 
@@ -72,14 +87,16 @@ def brief(cfg: Config) -> dict:
     """A run in short: its last record; columns with a number for each validation, and for each block of steps."""
     with TemporaryDirectory() as folder:
         metrics = run(replace(cfg, out=folder))
-        task, model = trained(Path(folder))[1:]
+        saved = load(Path(folder) / "checkpoint.pt")
+    task = make_task(cfg)
     sets = splits(cfg, task)
-    base = make_model(cfg, task, base_model(cfg, task, sets)["model"])
-    asked = sets["validation"]
-    last = {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
-    last["pool"] = solve(model, task, sets["pool"])["accuracy"]  # what it was trained on
-    for of, m in (("", model), ("_base", base)):
-        last |= {name + of: x for name, x in habits(m, task, asked, randomness(cfg, 9)[1]).items()}
+    weights = {"": saved["model"], "_chosen": saved["best"], "_base": base_model(cfg, task, sets)["model"]}
+    last = {}
+    for of, w in weights.items():
+        model = make_model(cfg, task, w)
+        legal = by_the_rules(model, task, sets["validation"], randomness(cfg, 9)[1])
+        last |= {name + of: x for name, x in {"legal": legal, **greedy(model, task, sets)}.items()}
+    last |= {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
     validations = [m for m in metrics if "evaluated" in m]
     steps = metrics[1:]
     blocks = [steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)]
@@ -172,12 +189,16 @@ def demonstrations() -> dict[tuple[int, str], list[dict]]:
 
 
 def hints() -> dict[str, list[dict]]:
-    """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus."""
+    """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus. Where a claim
+    hangs on it, on all seeds."""
     cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 0.3, 1.0)}
     cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     cells |= {f"entropy_coef {x:g}": dict(entropy_coef=x) for x in (0.003, 0.02)}
-    return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
+    cells = {name: tuned()["uft"] | cell for name, cell in cells.items()}
+    tested = ("hint_coef 0", "hint_coef 0.3", "p = 0.5, then 0", "p = 0.95, then 0")
+    found = several(cells, FEW, method="uft")
+    return found | several({name: cells[name] for name in tested}, SEEDS, method="uft")
 
 
 def numbers() -> dict[tuple[int, str], list[dict]]:

@@ -1,12 +1,14 @@
 """data.py: words, splits and the countdown checker. Each docstring names the mistake that the test guards against."""
 
 import itertools
+import zlib
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
 
-from data import TASKS, Countdown, Problem, Task
+from data import TASKS, Countdown, Problem, Task, apply
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,33 @@ def test_splits_share_no_problem(task, seed):
         assert not keys[a] & keys[b]
     assert not other & keys["test"] and other != keys["pool"]
     assert all(7 in k[:-1] for k in keys["unseen"]) and not any(7 in k[:-1] for k in keys["pool"] | keys["test"])
+
+
+@cache
+def reachable(left: tuple[int, ...], limit: int) -> frozenset[int]:
+    """All that play can end at."""
+    if len(left) == 1:
+        return frozenset(left)
+    found = set()
+    for i, j in itertools.permutations(range(len(left)), 2):
+        rest = [n for k, n in enumerate(left) if k not in (i, j)]
+        for result in (apply(left[i], op, left[j]) for op in "+-*/"):
+            if result is not None and 1 <= result <= limit:
+                found |= reachable((*sorted([*rest, result]),), limit)
+    return frozenset(found)
+
+
+def test_both_test_sets_are_drawn_equally_deep(task):
+    """Without repetition: what play often reaches (sums) comes first. Of many problems, 2,048 are then easier than of
+    few, and out of distribution would be no fair comparison."""
+    exist = dict.fromkeys(task.SHARES, 0)
+    for numbers in itertools.combinations_with_replacement(range(1, task.high + 1), task.numbers):
+        for target in reachable(numbers, task.limit):
+            percent = zlib.crc32(repr((*numbers, target)).encode()) % 100
+            for name, (first, end) in task.SHARES.items():
+                outside = task.unseen in numbers
+                exist[name] += target >= task.low and outside == (name == "unseen") and first <= percent < end
+    assert exist["test"] > 3000 and 0.98 < exist["unseen"] / exist["test"] < 1.02, exist
 
 
 def test_impossible_split_says_so():
