@@ -154,8 +154,8 @@ def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly)
 
     Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
     estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
-    A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. The value says
-    nothing then: it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
+    A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. Do not watch the
+    value: it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
     """
     hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
     distribution, logp = log_probs(model, rows, cfg.temperature)
@@ -237,7 +237,7 @@ def dpo(r: Tensor, score: Tensor) -> Tensor:
 
 @torch.no_grad()
 def implicit_rewards(model: GPT, base: GPT, rows: Rows, beta: float) -> Tensor:
-    """(N,) r = beta log(pi(y|x) / base(y|x)): the reward that pi would be the best policy for, if leaving the base cost
+    """(N,) r = beta log(pi(y|x) / base(y|x)): the reward under which pi is the best policy, if leaving the base costs
     beta times the KL. (As in DPO, but for beta log Z(x): it cancels in a pair, and UNA sets it to 0.)"""
     gap = log_probs(model, rows, 1.0)[1] - log_probs(base, rows, 1.0)[1]
     return beta * (rows.hint[:, 1:] * gap).sum(1)
@@ -391,8 +391,8 @@ def gradient_norm(s: Step) -> bool:
     if first(s):
         return True
     # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. A large gradient means
-    # that pi is far from the demonstrations; a small one nothing (plateaus are flat too), and g is only as new as the
-    # last supervised step: RL may have drifted away since.
+    # that pi is far from the demonstrations; a small one need not mean that it is near (plateaus are flat, too), and g
+    # is only as new as the last supervised step: RL may have drifted away since.
     s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
     return s.coin.random() < s.memory["p_sft"]
 

@@ -43,13 +43,9 @@ def verdict(gaps: np.ndarray, least: float = 0.0) -> str:
     return "holds" if low > least else "does not hold" if high < least else "can't tell"
 
 
-def at_both(chosen: np.ndarray, last: np.ndarray, digits: int = 1) -> str:
-    return f"{difference(chosen, digits)}, last checkpoints {difference(last, digits)}"
-
-
-def both(chosen: np.ndarray, last: np.ndarray, least: float = 0.0) -> str:
-    """What must not hang on which checkpoint is taken."""
-    verdicts = {verdict(gaps, least) for gaps in (chosen, last)}
+def agreed(*gaps: np.ndarray, least: float = 0.0) -> str:
+    """What must not hang on how it is looked at."""
+    verdicts = {verdict(some, least) for some in gaps}
     return verdicts.pop() if len(verdicts) == 1 else "can't tell"
 
 
@@ -62,9 +58,17 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
     return 100 * np.array([x["last"][what] for x in results])
 
 
-def checkpoints(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
-    """Of each cell, points of those that validated best, and of the last."""
-    return [{cell: points(some, what) for cell, some in found.items()} for what in ("test_chosen", "test")]
+LOOKS = {"chosen": "test_chosen", "last": "test", "no sums": "test_others_chosen", "no sums, last": "test_others"}
+
+
+def looks(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
+    """Of each cell, points of the checkpoints that validated best, and of the last; and both on those problems alone
+    that adding all numbers does not solve."""
+    return [{cell: points(some, what) for cell, some in found.items()} for what in LOOKS.values()]
+
+
+def at_all(*gaps: np.ndarray) -> str:
+    return ", ".join(f"{name} {difference(some)}" for name, some in zip(LOOKS, gaps, strict=True))
 
 
 def by_size(holds: list[str]) -> str:
@@ -74,7 +78,7 @@ def by_size(holds: list[str]) -> str:
 
 def on_sizes() -> Iterator[Claim]:
     found, sizes = countdown.sizes(), list(countdown.SIZES)
-    x, last = checkpoints(found)
+    x, last, *_ = every = looks(found)
     added = countdown.always_adding()["test"]
 
     def row(claim: str, told: str, holds: str) -> Claim:
@@ -84,22 +88,22 @@ def on_sizes() -> Iterator[Claim]:
         return ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in arms)
 
     for size in sizes:
-        gaps, late = (y[size, "uft"] - np.maximum(y[size, "sft"], y[size, "rft"]) for y in (x, last))
+        gaps = [y[size, "uft"] - np.maximum(y[size, "sft"], y[size, "rft"]) for y in every]
         beyond_adding = (y[size, "uft"] - added for y in (x, last))  # where nobody learns more, all are level
-        holds = both(gaps, late, LEVEL) if both(*beyond_adding) == "holds" else "can't tell"
-        claim = f"UFT is level with the better of SFT and RFT, or above it, at every size: {size} parameters"
-        told = f"{each(size, 'uft', 'sft', 'rft')}, always adding {added:.1f}; {at_both(gaps, late)}"
+        holds = agreed(*gaps, least=LEVEL) if agreed(*beyond_adding) == "holds" else "can't tell"
+        claim = f"UFT is level with the better of SFT and RFT, or above it: {size} parameters"
+        told = f"{each(size, 'uft', 'sft', 'rft')}, always adding {added:.1f}; {at_all(*gaps)}"
         yield row(claim, told, holds)
     for size, claim, a, b in (
         (sizes[0], "Small models: SFT is above RFT", "sft", "rft"),
         (sizes[-1], "Large models: RFT is above SFT", "rft", "sft"),
     ):
-        gaps, late = (y[size, a] - y[size, b] for y in (x, last))
-        yield row(f"{claim}: {size} parameters", f"{each(size, a, b)}; {at_both(gaps, late)}", both(gaps, late))
+        gaps = [y[size, a] - y[size, b] for y in every]
+        yield row(f"{claim}: {size} parameters", f"{each(size, a, b)}; {at_all(*gaps)}", agreed(*gaps))
     for other, name in {"sft_rft": "SFT then RFT", "r3": "R3"}.items():
-        gaps = [[y[size, "uft"] - y[size, other] for y in (x, last)] for size in sizes]
-        told = "; ".join(f"{size} {at_both(*some)}" for size, some in zip(sizes, gaps, strict=True))
-        yield row(f"UFT is above {name}", told, by_size([both(*some) for some in gaps]))
+        gaps = {size: [y[size, "uft"] - y[size, other] for y in every] for size in sizes}
+        told = "; ".join(f"{size} {at_all(*some)}" for size, some in gaps.items())
+        yield row(f"UFT is above {name}", told, by_size([agreed(*some) for some in gaps.values()]))
 
     arms = [found["105k", arm] for arm in ("uft", "rft")]
     early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in some]) for some in arms]
@@ -140,16 +144,17 @@ def on_generalisation() -> Iterator[Claim]:
     for arm in ("rft", "uft"):
         gaps = {size: against_sft(in_points, size, arm, "pool", "test") for size in countdown.SIZES}
         claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
-        told = {size: at_both(*some) for size, some in gaps.items()}
-        yield row(claim, arm, ("pool", "test"), told, [both(*some) for some in gaps.values()])
+        told = {size: "chosen {}, last {}".format(*map(difference, some)) for size, some in gaps.items()}
+        yield row(claim, arm, ("pool", "test"), told, [agreed(*some) for some in gaps.values()])
     for arm in ("rft", "uft"):
         told, holds = {}, []
         for size in countdown.SIZES:
-            learned = both(*(in_points(size, arm, "test", of) for of in checkpoint)) == "holds"
+            learned = agreed(*(in_points(size, arm, "test", of) for of in checkpoint)) == "holds"
             gaps = against_sft(in_log_odds, size, arm, "test", "unseen") if learned else []
-            told[size] = f"{at_both(*gaps, 2)} in log-odds" if learned else f"{arm.upper()} gains nothing"
-            holds += [both(*gaps) if learned else "can't tell"]
-        claim = f"{arm.upper()} generalises: of its gain on the test more arrives out of distribution than of SFT's"
+            each = [difference(some, 2) for some in gaps]
+            told[size] = "chosen {}, last {} in log-odds".format(*each) if learned else f"{arm.upper()} gains nothing"
+            holds += [agreed(*gaps) if learned else "can't tell"]
+        claim = f"{arm.upper()} generalises: out of distribution it gains more, compared to the test, than SFT"
         yield row(claim, arm, ("test", "unseen"), told, holds)
 
 
@@ -158,31 +163,31 @@ def on_switches() -> Iterator[Claim]:
         "sft": "SFT",
         "rft": "RL alone (GRPO)",
         "static": "static alternation",
-        "mix": "a coin with its own share of SFT (adapting pays)",
+        "mix": "a coin with its own share of SFT (ours: does adapting pay?)",
         "sft_rft": "SFT, then RL",
     }
     found = {arm: results for (_, arm), results in countdown.sizes(("105k",)).items()} | countdown.switches()
-    x, last = checkpoints(found)
+    x, *_ = every = looks(found)
     for other, name in others.items():
-        gaps, late = (y["sasr"] - y[other] for y in (x, last))
-        told = f"{spread(x['sasr'])} against {spread(x[other])}; {at_both(gaps, late)}"
-        yield Claim(
-            "SASR", f"SASR is above {name}", told, both(gaps, late), 5, "`python notebooks/countdown.py switches`"
-        )
+        gaps = [y["sasr"] - y[other] for y in every]
+        told = f"{spread(x['sasr'])} against {spread(x[other])}; {at_all(*gaps)}"
+        yield Claim("SASR", f"SASR is above {name}", told, agreed(*gaps), 5, "`python notebooks/countdown.py switches`")
 
 
 def on_hints() -> Iterator[Claim]:
-    x, last = checkpoints(countdown.hints())
+    hinted = countdown.hints()
+    without = ["hint_coef 0", "hint_coef 0, lr 0.0003"]
     claims = {
-        "hint_coef 0": "The hint's log-likelihood helps",
+        max(without, key=lambda name: points(hinted[name]).mean()): "The hint's log-likelihood helps",
         "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
         "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
     }
     uft = "hint_coef 0.3"
+    x, *_ = every = looks({name: hinted[name] for name in (uft, *claims)})
     for other, claim in claims.items():
-        gaps, late = (y[uft] - y[other] for y in (x, last))
-        told = f"with {spread(x[uft])}, without {spread(x[other])}; {at_both(gaps, late)}"
-        yield Claim("UFT", claim, told, both(gaps, late), 5, "`python notebooks/countdown.py hints`")
+        gaps = [y[uft] - y[other] for y in every]
+        told = f"UFT {spread(x[uft])}, {other} {spread(x[other])}; {at_all(*gaps)}"
+        yield Claim("UFT", claim, told, agreed(*gaps), 5, "`python notebooks/countdown.py hints`")
 
 
 def on_trees() -> Iterator[Claim]:
@@ -198,7 +203,7 @@ def on_trees() -> Iterator[Claim]:
     found, reached, told = raced("rft", far, 512_000)
     seen = [np.median([x["first_found"] or x["rollouts"] for x in found[H]]) for H in far]
     rise = np.polyfit(far, np.log(seen), 1)[0] / np.log(4)  # 1: by the factor B
-    told = f"rollouts to the first rewarded leaf grow by 4^{rise:.2f} for each step of H; {told}"
+    told = f"rollouts to the first leaf as good as the demonstration's grow by 4^{rise:.2f} for each step of H; {told}"
     claim = "RFT needs exploration exponential in the horizon (theorem 4.2)"
     yield Claim("UFT", claim, told, "holds" if rise > 0.8 and not reached[-1] else "does not hold", 10, command)
     for arm, name in {
@@ -249,21 +254,21 @@ def on_skills() -> Iterator[Claim]:
 def results_table() -> str:
     """All methods on countdown, 105k parameters; and what they took on the cores that they were measured with."""
     found = {arm: some for (_, arm), some in countdown.sizes(("105k",)).items()}
-    shares = ["pool", "test", "test_chosen", "test_others_chosen", "unseen", "sampled_test", "pass@8", "test_adds"]
-    head = "method,trained on,test,chosen,no sums,unseen,pass@1,pass@8,adds,rollouts,demo tokens,seconds,tokens/s"
-    start = ["pool", "test", "test", "test_others", "unseen", "sampled_test", "pass@8", "test_adds"]
-    base, added = [spread(points(found["uft"], f"{x}_base")) for x in start], countdown.always_adding()
-    adding = [f"{added[x]:.1f}" for x in ("test", "test", "unseen")]
+    shares = "test_chosen test unseen sampled_test pass@8 test_adds pool_others test_others unseen_others".split()
+    head = ["method", "test: chosen", "test", "unseen", "pass@1", "pass@8", "adds", "no sums: own", "test", "unseen"]
+    head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
+    base = [spread(points(found["uft"], f"{x.removesuffix('_chosen')}_base")) for x in shares]
+    test, unseen = (f"{countdown.always_adding()[x]:.1f}" for x in ("test", "unseen"))
     rows = [
         ["`base`", *base, *[""] * 4],
-        ["(always `a+b+c+d`)", "", *adding[:2], "0", adding[2], "", "", "100", *[""] * 4],
+        ["(always `a+b+c+d`)", test, test, unseen, "", "", "100", *["0"] * 3, *[""] * 4],
     ]
     for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
         cost = {x: np.mean([r["last"][x] for r in some]) for x in COSTS}
         speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / cost["seconds"]
         costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
         rows += [[f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
-    return markdown(head.split(","), rows)
+    return markdown(head, rows)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
