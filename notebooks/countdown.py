@@ -34,7 +34,7 @@ GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
 FEW = range(3)  # seeds of the smaller questions
 DEMOS = (64, 256, 1024, 4096, 6500)  # some 7,000 problems exist
-TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8)
+TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
 AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@8", "sampled_test")]
