@@ -49,8 +49,8 @@ def agreed(*gaps: np.ndarray, least: float = 0.0) -> str:
     return verdicts.pop() if len(verdicts) == 1 else "can't tell"
 
 
-def spread(values: np.ndarray, digits: int = 1) -> str:
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+def spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
 def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:

@@ -130,8 +130,8 @@ def steady(result: dict) -> float:
 
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; at
-    105k, with the best of them, what else an arm has: other sizes take that over."""
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; at 105k,
+    with the best of them, what else an arm has: other sizes take that over."""
     found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
     start = tuned() if size != "105k" else dict.fromkeys(found, {}) | {"uft": dict(hint_coef=0.1)}
     common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
