@@ -20,7 +20,7 @@ from notebooks.report import COSTS  # noqa: E402
 from train import Config, base_model, make_model, make_task, randomness, run, splits  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
-SIZES = {"30k": 32, "105k": 64}  # parameters: width, of two blocks
+SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
 EXTRA = ["static", "mix"]  # at 105k only
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 OTHERS = {  # what else is left to set, one at a time, at 105k
