@@ -23,7 +23,7 @@ ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
 EXTRA = ["static", "mix"]  # at 105k only
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-OTHERS = {  # what else is left to set, one at a time, at 105k
+OTHERS = {  # what else is left to set, one at a time, at 105k; a warm-up at every size
     "sasr": [("warmup", 100), ("warmup", 200), ("gamma", 0.3), ("gamma", 3.0)],
     "r3": [("entropy_coef", 0.01)],
     "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02), ("kl_coef", 0.03)],
@@ -32,8 +32,9 @@ OTHERS = {  # what else is left to set, one at a time, at 105k
 }
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
-FEW = range(3)  # seeds of the smaller questions
+FEW, FEW_ARMS = range(3), ["sft", "rft", "sft_rft", "uft"]  # of the smaller questions
 DEMOS = (64, 256, 1024, 4096, 6500)  # some 7,000 problems exist
+LARGER = dict(high=15, validation=256, test=400)  # of three numbers up to 10 there are too few problems
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
@@ -76,9 +77,9 @@ def greedy(model, task, sets) -> dict[str, float]:
     return found
 
 
-def always_adding(seed: int = 0) -> dict[str, float]:
-    """What it solves to add all four numbers, whatever is asked: percent of the default problems."""
-    cfg = Config(seed=seed)
+def always_adding(seed: int = 0, **more) -> dict[str, float]:
+    """What it solves to add all numbers, whatever is asked: percent of the problems."""
+    cfg = Config(seed=seed, **more)
     sets = splits(cfg, make_task(cfg))
     return {name: 100 * np.mean([sum(p.numbers) == p.target for p in sets[name]]) for name in sets}
 
@@ -130,8 +131,8 @@ def steady(result: dict) -> float:
 
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; at 105k,
-    with the best of them, what else an arm has: other sizes take that over."""
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; with the best of
+    them what else an arm has. That is set at 105k and taken over elsewhere, but for the warm-up, set at every size."""
     found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
     start = tuned() if size != "105k" else dict.fromkeys(found, {}) | {"uft": dict(hint_coef=0.1)}
     common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
@@ -142,8 +143,8 @@ def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
     score({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for arm in found for lr in RATES})
-    if size == "105k":
-        score({(a, f"{n} {x:g}"): chosen(found[a]) | {n: x} for a in OTHERS for n, x in OTHERS[a]})
+    others = [(a, n, x) for a in OTHERS for n, x in OTHERS[a] if size == "105k" or n == "warmup"]
+    score({(a, f"{n} {x:g}"): chosen(found[a]) | {n: x} for a, n, x in others})
     return found
 
 
@@ -159,7 +160,7 @@ def tuned(size: str = "105k") -> dict[str, dict]:
 
 
 def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
-    """1. Every arm at every size."""
+    """Every arm at every size: the notebook's sections 1, 3, 4, 5."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned(size)[arm] for size in which for arm in ARMS}
     return several(cells, SEEDS)
 
@@ -171,7 +172,7 @@ def share_of_sft(results: list[dict], warmup: int) -> float:
 
 
 def switches() -> dict[str, list[dict]]:
-    """2. SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
+    """Section 2: SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
     settings = tuned()
     sasr = sizes(("105k",))["105k", "sasr"]
     same = {name: x for name, x in settings["sasr"].items() if name == "warmup"}
@@ -181,14 +182,14 @@ def switches() -> dict[str, list[dict]]:
 
 
 def demonstrations() -> dict[tuple[int, str], list[dict]]:
-    """3. More and fewer problems with a demonstration."""
-    arms = ["sft", "rft", "sft_rft", "uft"]
-    return several({(n, a): dict(method=a, demos=n) | tuned()[a] for n in DEMOS for a in arms}, FEW)
+    """Section 7: more and fewer problems with a demonstration."""
+    cells = {(n, arm): dict(method=arm, demos=n) | tuned()[arm] for n in DEMOS for arm in FEW_ARMS}
+    return several(cells, FEW)
 
 
 def hints() -> dict[str, list[dict]]:
-    """5 and 6. UFT's hints: how they end, how long they last, what they weigh; and an entropy bonus. Where a claim
-    hangs on it, on all seeds."""
+    """Sections 4 and 6: UFT's hints, how they end, how long they last, what they weigh; and an entropy bonus. Where a
+    claim hangs on it, on all seeds."""
     cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 0.3, 1.0)}
     cells |= {"hint_coef 0, lr 0.0003": dict(hint_coef=0.0, lr=3e-4)}  # without it, R3's rate might suit better
     cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
@@ -201,9 +202,9 @@ def hints() -> dict[str, list[dict]]:
 
 
 def numbers() -> dict[tuple[int, str], list[dict]]:
-    """7. Two, three and four equations, of larger numbers: of three up to 10 there are too few problems."""
-    arms, common = ["sft", "rft", "sft_rft", "uft"], dict(high=15, validation=256, test=512)
-    return several({(n, a): dict(method=a, numbers=n) | tuned()[a] for n in (3, 4, 5) for a in arms}, FEW, **common)
+    """Section 8: two, three and four equations."""
+    cells = {(n, arm): dict(method=arm, numbers=n) | tuned()[arm] for n in (3, 4, 5) for arm in FEW_ARMS}
+    return several(cells, FEW, **LARGER)
 
 
 EXPERIMENTS = {f.__name__: f for f in (sizes, switches, demonstrations, hints, numbers)}  # by their importance

@@ -13,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import METHODS  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
+from notebooks.report import COLORS  # noqa: E402
 from train import DEFAULTS, Config  # noqa: E402
 
 GRID = {
@@ -139,7 +140,7 @@ def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
     """Medians, of the main arms with quartiles; hollow marks where at least half of the seeds never got there."""
     for arm, some in results.items():
         H, low, median, high = curve(some, what)
-        color = f"C{list(ARMS).index(arm.partition(',')[0])}"  # a variant has its method's color
+        color = COLORS[arm.partition(",")[0]]  # a variant has its method's
         failed = np.array([summary(x)[0] * 2 <= len(x) for x in some.values()])
         main, variant = arm in MAIN, "," in arm
         axis.plot(H, median, color=color, lw=2 if main else 1, ls=":" if variant else "-", label=arm)

@@ -57,6 +57,8 @@ def equations_table() -> str:
     return "\n".join(lines)
 
 
+ORDER = "sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split()
+COLORS = {name: f"C{i}" for i, name in enumerate(ORDER)} | {"hint_only": "C6"}  # of a method, in all figures
 COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
