@@ -18,8 +18,9 @@ The words: the *policy* pi is the model in training, the *base* a frozen copy of
 *rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
 is several rows of one problem, and a row's *advantage* is how much better than its group it did. S is the entropy of
 the next token. The *ratio* is a token's probability now over its probability when it was sampled: rows may be used for
-several updates, and from the second on the policy is no longer the one that wrote them. Z is one constant a step:
-problems x group x longest answer allowed.
+several updates, and from the second on the policy is no longer the one that wrote them; clip keeps it within 1 - clip
+and 1 + clip. KL is an estimate, for each token, of how far the policy has moved from the base. Z is one constant a
+step: problems x group x longest answer allowed.
 
 What is kept of the papers, what is not, and why:
  1. UFT (2505.16984): hints, the cosine-annealed binomial length, objective (3.3). Its one beta, for the hint's
@@ -31,7 +32,7 @@ What is kept of the papers, what is not, and why:
     hyper-parameters: call this "SASR, hyper-parameters ours".
  4. R3, stage and cosine are UFT's baselines, static is SASR's; hint_only and mix are controls of ours.
  5. Implicit-reward UFT (2410.21438): one stage for demonstrations and scored answers. Its loss becomes a coefficient c
-    like the others; log Z(x), which the paper sets to 0, is left out here too.
+    like the others; the paper's own Z(x), a normaliser whose logarithm it sets to 0, is left out here too.
 """
 
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def rollout(
     prefixes = [x + h for x, h in zip(prompts, starts, strict=True)]
     # The last unit holds the end token, so after a full hint nothing is left to write.
     limits = [0 if h[-1:] == [task.end] else longest - len(h) for h in starts]
+    # (N, S) tokens and their log-probabilities, and (N,) how many of the S are a row's own
     new, logp, count = sample(model, prefixes, group, limits, task.end, task.pad, temperature, generator)
 
     prefix, end = (x.repeat_interleave(group, 0) for x in pad_rows(prefixes, task.pad, device))
@@ -101,7 +103,7 @@ def rollout(
 
     reward, best = [], [task.best(p) for p in problems]
     for i, (tail, n) in enumerate(zip(new.tolist(), count.tolist(), strict=True)):
-        answer = task.read(starts[i // group] + tail[:n])
+        answer = task.read(starts[i // group] + tail[:n])  # None if it was cut off
         reward.append(0.0 if answer is None else task.reward(problems[i // group], answer))
     reward = torch.tensor(reward, dtype=torch.float, device=device)
     return Rows(
@@ -139,7 +141,7 @@ def log_probs(model: GPT, rows: Rows, temperature: float) -> tuple[Tensor, Tenso
     # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
     temperature = torch.where(suffix, temperature, 1.0)[:, :, None]
     distribution = F.log_softmax(model(rows.tokens[:, :-1]) / temperature, dim=-1)
-    words = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]
+    words = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]  # prompts may have words that are not in V
     return distribution, distribution.gather(-1, words)[:, :, 0]
 
 
@@ -149,13 +151,13 @@ def evenly(p: Tensor, distribution: Tensor, hint: Tensor) -> float:
 
 
 def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly) -> dict[str, Tensor]:
-    """Sums over the rows' tokens: Z times the loss of the docstring above, and what is logged beside it. A row's c may
+    """Sums over the rows' tokens: Z times the loss at the top of this file, and what is logged beside it. A row's c may
     count more for some of its tokens: focus(pi(token), log-probabilities of all words, which tokens are hint).
 
     Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
     estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
     A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. Do not watch the
-    value: it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
+    value: of the suffixes it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
     """
     hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
     distribution, logp = log_probs(model, rows, cfg.temperature)
@@ -246,7 +248,7 @@ def implicit_rewards(model: GPT, base: GPT, rows: Rows, beta: float) -> Tensor:
 def score_weights(loss: Callable, r: Tensor, score: Tensor, beta: float) -> Tensor:
     """The coefficient c on each answer's tokens, (P, G) like r, whose gradient is the loss's: as r is beta log pi plus
     a constant, c = -beta dloss/dr. For mse and a demonstration (score 1) and s = sigmoid(r), that is 2 beta s (1-s)^2:
-    SFT that puts itself out, once log pi is some 4 / beta above the base's."""
+    SFT that fades: little of it is left once log pi is some 4 / beta above the base's."""
     r = r.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(r, score).sum(), r)
     return -beta * slope
@@ -258,7 +260,7 @@ def score_weights(loss: Callable, r: Tensor, score: Tensor, beta: float) -> Tens
 
 @dataclass
 class Step:
-    """What it may look at."""
+    """All that a method may look at; filled in as the step goes on."""
 
     t: int  # steps so far
     cfg: Any  # train.Config
@@ -268,7 +270,7 @@ class Step:
     more: Callable[[int], list[Problem]] | None = None  # draws other problems
     problems: list[Problem] = field(default_factory=list)  # P of them
     hints: np.ndarray | None = None  # (P,) l; or (P, G), where a group does not share its hint
-    live: np.ndarray | None = None  # (P,) bool: groups that count; a method may put others in their place
+    live: np.ndarray | None = None  # (P,) bool: False where `again` put another group in its place
     rows: Rows | None = None  # (P * G) what became of them
     Z: int = 1  # the loss's
     model: GPT | None = None
@@ -414,10 +416,10 @@ class Method:
     c: Callable[[Step], Any] = zero  # on hint tokens
     focus: Callable[[Tensor, Tensor, Tensor], Any] = evenly  # and how c is spread over them
     advantage: Callable[[Step], Any] = grpo  # A, on suffix tokens
-    supervised: Callable[[Step], bool] = never
+    supervised: Callable[[Step], bool] = never  # the gate
     again: Callable[[Step], Any] = never  # having seen the rewards: [(problem, l) ...] to roll out as well
     given: bool = False  # nothing is sampled: rows are scored answers and, if demos, demonstrations, whose score is 1
-    demos: bool = True  # after a supervised stage, too, problems that come with a demonstration
+    demos: bool = True  # if False, demonstrations are for a supervised stage only
     settings: dict = field(default_factory=dict)  # fields of Config that are part of the method
 
 
@@ -474,7 +476,8 @@ def train_step(
     zeros = torch.zeros_like(s.rewards)  # (P, G)
     s.rows.advantage = (zeros + method.advantage(s)).flatten()
     live = torch.tensor(s.live, device=zeros.device).repeat_interleave(s.cfg.group)[:, None]
-    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)  # s.rows keeps them: they were sampled
+    # A group that was replaced is not trained on; s.rows keeps it, for it was sampled, and that is counted.
+    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)
     # Where a group shares its hint, the G rows have the same gradient from it: c * G in the first, 0 in the others.
     once = s.cfg.group * (torch.arange(s.cfg.group, device=zeros.device) == 0)
     once = torch.where(s.taught & (s.hints.ndim == 1), once, 1)  # (P, G)

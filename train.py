@@ -106,7 +106,7 @@ PRESETS = {
     "gpu": dict(numbers=5, high=25, limit=100, layers=6, width=384, base_steps=4000, demos=16384, steps=1500)
     | dict(hint_steps=900, warmup=750, eval_every=100, group=16, lr=3e-4, micro_batch=1024),
 }
-DEMO = ["sft", "rft", "sft_rft", "uft", "r3", "sasr"]  # the main job
+DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 STAGES = ["sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit"]  # of skills
 MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]

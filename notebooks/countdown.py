@@ -23,13 +23,14 @@ ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
 EXTRA = ["static", "mix"]  # at 105k only
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-OTHERS = {  # what else is left to set, one at a time, at 105k; a warm-up at every size
+OTHERS = {  # what else is left to set, one at a time, at 105k
     "sasr": [("warmup", 100), ("warmup", 200), ("gamma", 0.3), ("gamma", 3.0)],
     "r3": [("entropy_coef", 0.01)],
     "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02), ("kl_coef", 0.03)],
-    "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)],
+    "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)] + [("second_lr", lr) for lr in RATES[:3]],
     "uft": [("hint_coef", 0.03), ("hint_coef", 0.3), ("hint_steps", 280), ("hint_steps", 560)],
 }
+EVERYWHERE = ("warmup", "second_lr")  # but these at every size
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS = range(5)
 FEW, FEW_ARMS = range(3), ["sft", "rft", "sft_rft", "uft"]  # of the smaller questions
@@ -132,7 +133,7 @@ def steady(result: dict) -> float:
 
 def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
     """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; with the best of
-    them what else an arm has. That is set at 105k and taken over elsewhere, but for the warm-up, set at every size."""
+    them what else an arm has. A second_lr is that of the second half, behind SFT's own best rate in the first."""
     found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
     start = tuned() if size != "105k" else dict.fromkeys(found, {}) | {"uft": dict(hint_coef=0.1)}
     common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
@@ -143,8 +144,10 @@ def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
     score({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for arm in found for lr in RATES})
-    others = [(a, n, x) for a in OTHERS for n, x in OTHERS[a] if size == "105k" or n == "warmup"]
-    score({(a, f"{n} {x:g}"): chosen(found[a]) | {n: x} for a, n, x in others})
+    others = [(a, n, x) for a in OTHERS for n, x in OTHERS[a] if size == "105k" or n in EVERYWHERE]
+    first = {"second_lr": dict(lr=chosen(found["sft"])["lr"])}
+    cells = {(a, f"{n} {x:g}"): chosen(found[a]) | first.get(n, {}) | {n: x} for a, n, x in others}
+    score({key: cell for key, cell in cells.items() if cell.get("second_lr") != cell["lr"]})
     return found
 
 

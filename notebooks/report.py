@@ -57,8 +57,6 @@ def equations_table() -> str:
     return "\n".join(lines)
 
 
-ORDER = "sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split()
-COLORS = {name: f"C{i}" for i, name in enumerate(ORDER)} | {"hint_only": "C6"}  # of a method, in all figures
 COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
@@ -89,12 +87,23 @@ TITLES = {
 }
 
 
+COLORS = "sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split()
+COLORS = {name: f"C{i}" for i, name in enumerate(COLORS)} | {"hint_only": "C6"}  # of a method, in all figures
+
+
+def colors(names) -> dict[str, str]:
+    """A method's own color; others have what is left."""
+    left = (f"C{i}" for i in range(10) if f"C{i}" not in map(COLORS.get, names))
+    return {name: COLORS.get(name) or next(left, "k") for name in names}
+
+
 def curves(axis, results: dict[str, list[list[dict]]], what: str) -> None:
     for name, runs in results.items():
         steps = [m["step"] for m in runs[0] if "evaluated" in m]
         score = np.array([[100 * m[what] for m in run if "evaluated" in m] for run in runs])
-        (curve,) = axis.plot(steps, score.mean(0), label=name)
-        axis.fill_between(steps, score.min(0), score.max(0), color=curve.get_color(), alpha=0.15, lw=0)
+        color = colors(results)[name]
+        axis.plot(steps, score.mean(0), label=name, color=color)
+        axis.fill_between(steps, score.min(0), score.max(0), color=color, alpha=0.15, lw=0)
     axis.set(title=TITLES[what], xlabel="step", ylabel="%")
 
 
@@ -110,12 +119,13 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     if "scored" in measured:
         curves(right, results, "scored")
     else:
-        for runs in results.values():
+        for name, runs in results.items():
             solved = np.array(
                 [(m["step"] - 1, m["explored_solved"]) for run in runs for m in run if "explored_solved" in m]
             )
             blocks = np.unique(solved[:, 0] // 25) if len(solved) else []
-            right.plot([25 * b + 12 for b in blocks], [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks])
+            shares = [100 * solved[solved[:, 0] // 25 == b, 1].mean() for b in blocks]
+            right.plot([25 * b + 12 for b in blocks], shares, color=colors(results)[name])
         right.set(title="explored rollouts that end in a solution (means of 25 steps)", xlabel="step", ylabel="%")
     left.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
