@@ -18,9 +18,9 @@ The words: the *policy* pi is the model in training, the *base* a frozen copy of
 *rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
 is several rows of one problem, and a row's *advantage* is how much better than its group it did. S is the entropy of
 the next token. The *ratio* is a token's probability now over its probability when it was sampled: rows may be used for
-several updates, and from the second on the policy is no longer the one that wrote them; clip keeps it within 1 - clip
-and 1 + clip. KL is an estimate, for each token, of how far the policy has moved from the base. Z is one constant a
-step: problems x group x longest answer allowed.
+several updates, and from the second on the policy is no longer the one that wrote them; clip keeps the ratio
+near 1. KL is an estimate, for each token, of how far the policy has moved from the base. Z is one constant a step:
+problems x group x longest answer allowed.
 
 What is kept of the papers, what is not, and why:
  1. UFT (2505.16984): hints, the cosine-annealed binomial length, objective (3.3). Its one beta, for the hint's

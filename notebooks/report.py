@@ -86,9 +86,8 @@ TITLES = {
     "scored": "the skill that has scored answers: validation, sampled",
 }
 
-
-COLORS = "sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split()
-COLORS = {name: f"C{i}" for i, name in enumerate(COLORS)} | {"hint_only": "C6"}  # of a method, in all figures
+COLORS = {"hint_only": "C6"}  # of a method, in all figures
+COLORS |= {name: f"C{i}" for i, name in enumerate("sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split())}
 
 
 def colors(names) -> dict[str, str]:
