@@ -19,7 +19,7 @@ import numpy as np
 import tiktoken
 
 
-@dataclass
+@dataclass(eq=False)  # so that problems can be keys
 class Problem:
     prompt: str
     demo: list[str] = field(default_factory=list)  # units; joined, they are the whole answer

@@ -1,119 +1,326 @@
-r"""Unified fine-tuning: one step and one table.
+r"""Unified fine-tuning: a weight on every token.
 
-For a problem with prompt x and demonstration y* = (u_1 ... u_L), cut into units u (countdown: one equation each):
+A problem has a prompt x and a demonstration, cut into units u_1 ... u_L (countdown: one equation each). A row is
 
-    row i  =  x  +  u_1..u_l      +  a suffix sampled from the policy
-              \__/   \_______/       \______________________________/
-              read   coefficient c   advantage A_i of the row, clipped ratio
+    x  +  u_1 .. u_l      +  a suffix sampled from the policy
+    \__/  \________/         \______________________________/
+    read  hint: weight c     suffix: weight A, the row's advantage
 
-    loss   =  - 1/Z ( sum over hint tokens    c * log pi(token)
-                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )
+and a step of training raises or lowers the log-probability of each token by its weight:
 
-l = L and c = 1 is supervised fine-tuning (SFT). l = 0 is reinforcement fine-tuning (RFT). What lies between them is a
-choice of l, of c, of A, and of when to do which: a row of METHODS, near the end of this file. Look there first, then at
-train_step below it, then read from here. (Learning from scored answers, as in DPO, is the same again: whole answers are
-given, and c follows from a score.)
+    gradient of the loss  =  - 1/Z  sum over all tokens of all rows   weight * grad log pi(token)
 
-The words: the *policy* pi is the model in training, the *base* a frozen copy of it from before fine-tuning. A
-*rollout* samples an answer, a *reward* says how good it is (1.0 right, 0.1 well-formed but wrong, 0 neither), a *group*
-is several rows of one problem, and a row's *advantage* is how much better than its group it did. S is the entropy of
-the next token. The *ratio* is a token's probability now over its probability when it was sampled: rows may be used for
-several updates, and from the second on the policy is no longer the one that wrote them; clip keeps the ratio
-near 1. KL is an estimate, for each token, of how far the policy has moved from the base. Z is one constant a step:
-problems x group x longest answer allowed.
+A method is a choice of weights: c where a token was given, A where it was sampled, 0 on prompts and padding. A hint of
+l = L units with c = 1 is supervised fine-tuning (SFT). No hint, l = 0, is reinforcement fine-tuning (RFT). UFT lies
+between: hints that grow shorter from step to step, with a small c on them. SASR tosses a coin in each step, for SFT or
+for RFT. Implicit-reward UFT learns from whole answers that are given, each with a score, from which c follows.
 
-What is kept of the papers, what is not, and why:
- 1. UFT (2505.16984): hints, the cosine-annealed binomial length, objective (3.3). Its one beta, for the hint's
-    log-likelihood and for the KL, is two flags here, hint_coef and kl_coef: the first is needed, the second seldom.
- 2. GRPO (2402.03300): advantages normalised in the group, clipped ratio, k3 estimate of the KL. Not its mean over each
-    sequence: with one Z, neither the length of a hint, nor rows left out, nor the split into micro-batches changes the
-    weight of a token.
- 3. SASR (2505.13026): a warm-up, then a coin whose bias is a ratio of gradient norms. The paper does not tell its
-    hyper-parameters: call this "SASR, hyper-parameters ours".
- 4. R3, stage and cosine are UFT's baselines, static is SASR's; hint_only and mix are controls of ours.
- 5. Implicit-reward UFT (2410.21438): one stage for demonstrations and scored answers. Its loss becomes a coefficient c
-    like the others; the paper's own Z(x), a normaliser whose logarithm it sets to 0, is left out here too.
+train_step is the engine. METHODS, on the last page, is the table of all methods. Read these two, then from here.
+
+The words. The *policy* pi is the model in training; the *base* is a frozen copy from before. A *rollout* samples an
+answer. Its *reward* is 1.0 if it is right, 0.1 if it is well-formed but wrong, else 0. A *group* is G rows of the same
+problem, and a row's *advantage* is how much better than its own group it did. In shape comments:
+
+    P problems   G rows of each   N = P * G rows   T tokens   L units in a demonstration, of which a hint has l
+
+The whole loss, for several updates on the same rows, and with two extras whose coefficients are 0 by default:
+
+    loss  =  - 1/Z ( sum over hint tokens    c * log pi(token)
+                   + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )
+
+The *ratio* is a suffix token's probability now, over its probability when it was sampled; S is the entropy of the word
+in its place. Hint tokens were never sampled, so they have no ratio. Everything is a sum over tokens, divided once by
+one constant, Z = P * G * the longest answer allowed: neither the length of an answer, nor rows that are left out, nor
+micro-batches change what a token weighs. Every row of a group counts: G rows with the same hint push it by G * c.
+
+What the papers say, and what is decided here:
+ 1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
+    T_hint on there are none. The paper's one beta is two coefficients here, hint_coef (which is c) and kl_coef.
+ 2. GRPO (2402.03300): the advantage is (r - mean) / std of the row's own group, the ratio is clipped, and KL is
+    estimated as k3. Its mean over each answer's tokens is gone, for one Z. Its beta is our kl_coef.
+ 3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
+    g is the gradient's norm, before clipping, in the latest SFT step. g_warmup is the mean of these norms over the last
+    25 steps of the warm-up (one step's in the paper), and is frozen from then on. g starts out as g_warmup.
+ 4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
+    demonstration is an answer with score 1, whatever reward it would earn.
+ 5. stage and cosine are UFT's baselines, and static is SASR's; hint_only and mix are controls of ours.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from data import Problem, Task
 from model import GPT, pad_rows, sample
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rows: prompt, hint, and what the policy makes of them.     P problems x G rows in a group = N rows of T tokens
+# Rows
 
 
 @dataclass
 class Rows:
-    # tokens   1 2 3 -> 9 \n 1 + 2 = 3 \n 3 * 3 = 9 <end> <pad> <pad>      prompt, hint, suffix, padding
-    # hint                   x x x x x x
-    # suffix                             x x x x x x
-    tokens: Tensor  # (N, T)
-    hint: Tensor  # (N, T) bool: the token was given: the demonstration's, or all of a scored answer
-    suffix: Tensor  # (N, T) bool: the token was sampled; so was the end token: to stop is a decision
-    logp: Tensor  # (N, T) log-probability of each suffix token, when it was sampled
-    reward: Tensor  # (N,)
-    solved: Tensor  # (N,) bool: a reward at least the demonstration's
-    advantage: Tensor | None = None  # (N,) A, the same for all suffix tokens of a row
-    hint_weight: Tensor | None = None  # (N,) c
+    """N rows of T tokens. The G rows of a group stand side by side.
 
-    def join(self, other: "Rows") -> "Rows":
-        """These rows and the others, padded to one length, before they have A and c."""
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:-2]]
-        return Rows(*(pad_sequence([*x, *y], True) if x.dim() == 2 else torch.cat([x, y]) for x, y in pairs))
+    tokens   1 2 3 -> 9 \\n 1 + 2 = 3 \\n 3 * 3 = 9 <end> <pad> <pad>
+    hint                    x x x x x x                                    given
+    suffix                              x x x x x x                        sampled; so is <end>: to stop is a choice
+    weight   0 0 0 0  0  0  c c c c c c A A A A A A      0     0           how hard each token is pushed
+    """
+
+    problems: list[Problem]  # N of them: a problem stands here once for each row
+    tokens: Tensor  # (N, T)
+    hint: Tensor  # (N, T) bool
+    suffix: Tensor  # (N, T) bool
+    logp: Tensor  # (N, T) log-probability of each suffix token when it was sampled; elsewhere 0
+    reward: Tensor  # (N,)
+    solved: Tensor  # (N,) bool: a reward as good as the demonstration's
+    weight: Tensor | None = None  # (N, T) what the method says
 
     def take(self, index: Tensor) -> "Rows":
-        """Some of the rows, without the columns in which they have nothing but padding."""
-        length = int((self.hint | self.suffix)[index].any(0).nonzero().max()) + 1
-        some = [getattr(self, f.name)[index] for f in fields(self)]
-        return Rows(*(x[:, :length] if x.dim() == 2 else x for x in some))
+        """Some of the rows."""
+        problems, *tensors = vars(self).values()
+        return Rows([problems[i] for i in index.tolist()], *(x[index] for x in tensors))
+
+    def ratio(self, logp: Tensor) -> Tensor:
+        """(N, T) a suffix token's probability now, over that when it was sampled; 1 for tokens that were not."""
+        return (logp - self.logp).where(self.suffix, 0.0).exp()
 
 
-def rollout(
-    model: GPT, task: Task, problems: list[Problem], hints: np.ndarray, group: int, temperature=1.0, generator=None
-) -> Rows:
-    """From the first hints[p] units of problem p's demonstration, let the policy finish the answer, `group` times; or
-    once from each of its hints[p, i]."""
-    device, longest = model.embed.weight.device, task.answer_tokens
-    if hints.ndim == 2:
-        problems, hints, group = [p for p in problems for _ in range(group)], hints.flatten(), 1
-    prompts = [task.encode(p.prompt) for p in problems]
-    starts = [sum(task.units(p)[:n], []) for p, n in zip(problems, hints, strict=True)]  # of the answers: hints, as ids
-    prefixes = [x + h for x, h in zip(prompts, starts, strict=True)]
-    # The last unit holds the end token, so after a full hint nothing is left to write.
-    limits = [0 if h[-1:] == [task.end] else longest - len(h) for h in starts]
-    # (N, S) tokens and their log-probabilities, and (N,) how many of the S are a row's own
-    new, logp, count = sample(model, prefixes, group, limits, task.end, task.pad, temperature, generator)
+def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=1.0, generator=None) -> Rows:
+    """One row for each of N problems and its hint, the first hints[i] units: the model finishes the answer."""
+    known = {p: (task.encode(p.prompt), task.units(p), task.best(p)) for p in set(problems)}  # once, not for each row
+    starts = [(known[p][0], sum(known[p][1][:n], [])) for p, n in zip(problems, hints, strict=True)]  # prompt and hint
+    # <end> belongs to the last unit: after a full hint there is nothing left to write.
+    limits = [0 if hint[-1:] == [task.end] else task.answer_tokens - len(hint) for _, hint in starts]
+    tails, logp = sample(model, [x + hint for x, hint in starts], limits, task.end, task.pad, temperature, generator)
 
-    prefix, end = (x.repeat_interleave(group, 0) for x in pad_rows(prefixes, task.pad, device))
-    start = torch.tensor([len(x) for x in prompts], device=device).repeat_interleave(group)  # where the answer begins
-    tokens = F.pad(prefix, (0, new.shape[1]), value=task.pad)  # (N, T)
-    where = end[:, None] + torch.arange(new.shape[1], device=device)  # the suffix's columns
-    column = torch.arange(tokens.shape[1], device=device)
+    ids, kinds, rewards, judge = [], [], [], cache(task.reward)  # equal answers of a group are judged once
+    for p, (prompt, hint), tail in zip(problems, starts, tails, strict=True):
+        ids.append(prompt + hint + tail)
+        kinds.append([0] * len(prompt) + [1] * len(hint) + [2] * len(tail))
+        answer = task.read(hint + tail)  # None if <end> is missing
+        rewards.append(0.0 if answer is None else judge(p, answer))
+    tokens, kind = pad_rows(ids, task.pad, logp.device)[0], pad_rows(kinds, 0, logp.device)[0]  # (N, T)
+    logp = logp.new_zeros(tokens.shape).masked_scatter(kind == 2, logp)
+    reward, best = logp.new_tensor([rewards, [known[p][2] for p in problems]])  # (N,)
+    return Rows(problems, tokens, kind == 1, kind == 2, logp, reward, reward >= best)
 
-    reward, best = [], [task.best(p) for p in problems]
-    for i, (tail, n) in enumerate(zip(new.tolist(), count.tolist(), strict=True)):
-        answer = task.read(starts[i // group] + tail[:n])  # None if it was cut off
-        reward.append(0.0 if answer is None else task.reward(problems[i // group], answer))
-    reward = torch.tensor(reward, dtype=torch.float, device=device)
-    return Rows(
-        tokens=tokens.scatter(1, where, new),
-        hint=(column >= start[:, None]) & (column < end[:, None]),
-        suffix=(column >= end[:, None]) & (column < (end + count)[:, None]),
-        logp=torch.zeros(tokens.shape, device=device).scatter(1, where, logp),
-        reward=reward,
-        solved=reward >= torch.tensor(best, device=device).repeat_interleave(group),
-    )
+
+def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
+    """log pi of each token of the answers, and the entropy of the word in its place: (N, T), as all that is about
+    tokens. Column 0 is 0, for nothing comes before it."""
+    words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)  # (N, T-1, V)
+    own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # prompts may have words that are not in V
+    return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), F.pad(-(words.exp() * words).sum(-1), (1, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a method decides
+
+
+@dataclass
+class Step:
+    """A step of training: all that a method may look at. Only the last three fields change while it goes on."""
+
+    t: int  # steps before this one
+    cfg: object  # train.Config
+    task: Task
+    model: GPT  # the policy
+    base: GPT
+    draw: Callable[[float], list[Problem]]  # P problems. If some have scored answers, the share with demonstrations
+    rng: np.random.Generator
+    coin: float = 0.0  # uniform in [0, 1)
+    generator: torch.Generator | None = None
+    memory: dict = field(default_factory=dict)  # what a method keeps from step to step: numbers, a part of checkpoints
+    problems: list[Problem] = field(default_factory=list)  # P of them
+    explored: list[Rows] = field(default_factory=list)  # everything that was rolled out, also what was given up
+    rows: Rows | None = None  # what the step learns from
+
+    @property
+    def L(self) -> np.ndarray:
+        """(P, 1) units in each demonstration: a column, since the rows of a group share their problem."""
+        return np.array([[len(problem.demo)] for problem in self.problems])
+
+    def rollout(self, problems: list[Problem], hints: np.ndarray) -> Rows:
+        self.explored.append(rollout(self.model, self.task, problems, hints, generator=self.generator))
+        return self.explored[-1]
+
+
+def cell(column, s: Step, *rows):
+    """A cell of the table is a number, the name of a setting, or a function of the step (and of its rows)."""
+    return getattr(s.cfg, column) if isinstance(column, str) else column(s, *rows) if callable(column) else column
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table, and the three stages of a step: explore, weigh, objective."""
+
+    paper: str
+    length: Callable | int  # l, of the step: (P, 1) units; or (P, G), where the rows of a group differ
+    c: Callable | float | str  # of the step and its rows: (P, G), the weight of hint tokens
+    advantage: Callable | float | str  # A, of the step and its rows: (P, G), the weight of suffix tokens
+    warm: bool = False  # begins with cfg.warmup steps of sft
+    p_sft: Callable | float | str = 0  # of the step: the probability that it is one of sft, after the warm-up
+    demos: bool = True  # other steps see problems with a demonstration; False: only those with scored answers
+
+    def explore(self, s: Step) -> Rows:
+        """The rows: a group of rollouts for each problem, each from its hint."""
+        hints = np.broadcast_to(cell(self.length, s), (len(s.problems), s.cfg.group))
+        return s.rollout([problem for problem in s.problems for _ in range(s.cfg.group)], hints.flatten())
+
+    def weigh(self, s: Step, rows: Rows) -> Tensor:
+        """(N, T) What each token weighs: c on the hint, A on the suffix, 0 elsewhere."""
+        zeros = torch.zeros_like(rows.reward).view(-1, s.cfg.group)  # (P, G)
+        c, A = (zeros + cell(column, s, rows) for column in (self.c, self.advantage))
+        return c.view(-1, 1) * rows.hint + A.view(-1, 1) * rows.suffix
+
+    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
+        """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
+        of weight * logp: ratios are 1, and grad ratio = grad log pi.
+
+        Clipping acts from the second update on, where a token has moved far enough (low, high = 0.8, 1.2):
+            A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up
+            A = -1, ratio 0.7:  min(-0.7, -0.8) = -0.8, flat       ratio 1.3:  min(-1.3, -1.2) = -1.3, still pulls down
+        """
+        ratio = rows.ratio(logp)
+        surrogate = torch.minimum(ratio * rows.weight, ratio.clamp(*self.bounds(s)) * rows.weight)  # GRPO (3)
+        return surrogate.where(rows.suffix, rows.weight * logp)  # UFT (3.3): the hint's log-likelihood
+
+    def bounds(self, s: Step) -> tuple[float, float]:
+        return 1 - s.cfg.clip, 1 + (s.cfg.clip_high or s.cfg.clip)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The step
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Over all processes that torchrun started, each of which has rows of its own; x itself where there is only one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
+    """Sums over the rows' tokens: Z times the loss, and what is logged beside it. Do not read progress off the loss: of
+    the suffixes, at ratio 1, it is minus the sum of A * length, near 0 however good they are. Its gradient is not 0."""
+    logp, entropy = log_probs(s.model, rows)
+    ratio = rows.ratio(logp.detach())
+    terms = {"loss": -method.objective(s, rows, logp, entropy)}
+    terms["clip_ratio"] = (ratio - ratio.clamp(*method.bounds(s))) * rows.weight > 0
+    if s.cfg.kl_coef:
+        with torch.no_grad():
+            gap = log_probs(s.base, rows)[0]
+        gap = (gap - logp).where(rows.suffix, 0.0)
+        # GRPO (4), "k3": -gap estimates the KL. exp(gap) - 1 makes each term >= 0, and is 0 on average: exp(gap) is
+        # base / pi, and the sum of pi * base / pi over all words is 1.
+        terms["kl"] = gap.exp() - gap - 1
+        terms["loss"] = terms["loss"] + s.cfg.kl_coef * terms["kl"]
+    if s.cfg.entropy_coef:
+        terms["loss"] = terms["loss"] - s.cfg.entropy_coef * entropy * rows.suffix
+    return {name: x.sum() for name, x in terms.items()}
+
+
+def shared_once(rows: Rows, G: int) -> Tensor:
+    """(N, T) weights that have the same gradient, on fewer rows. Rows with the hint of their group's first row have the
+    same log-probabilities there, so the first can carry the sum of their weights."""
+    given, weight = (x.unflatten(0, (-1, G)) for x in (rows.tokens.where(rows.hint, -1), rows.weight))  # (P, G, T)
+    shared = (given == given[:, :1]).all(2, keepdim=True) & (given >= 0)
+    total, weight = weight.where(shared, 0.0).sum(1), weight.masked_fill(shared, 0.0)
+    weight[:, 0] += total
+    return weight.flatten(0, 1)
+
+
+def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
+    """One optimizer step. Rows without any weight are left out: they cost time and change nothing."""
+    cfg, Z = s.cfg, s.cfg.problems * s.cfg.group * s.task.answer_tokens
+    rows = replace(s.rows, weight=shared_once(s.rows, cfg.group))
+    weighs = (rows.weight != 0) | rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef)
+    useful = weighs.any(1).nonzero()[:, 0]
+    totals = {"trained_rows": len(useful), "demo_tokens": int((weighs & rows.hint).sum()), "loss": 0, "clip_ratio": 0}
+    sampled = max(int(rows.suffix[useful].sum()), 1)
+    s.model.zero_grad()
+    for i in range(0, len(useful), cfg.micro_batch):
+        terms = loss_terms(method, s, rows.take(useful[i : i + cfg.micro_batch]))
+        (terms["loss"] / Z).backward()
+        for name, total in terms.items():
+            totals[name] = totals.get(name, 0.0) + total.item() / (Z if name == "loss" else sampled)
+    for p in s.model.parameters():
+        p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
+    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.0).item()  # as it was before clipping
+    if not np.isfinite(totals["loss"] + totals["grad_norm"]):
+        raise FloatingPointError(f"the loss is {totals['loss']}, the norm of its gradient {totals['grad_norm']}")
+    if all_sum(weighs.sum()) > 0:  # or momentum alone would move the parameters
+        for optimizer in optimizers:
+            optimizer.step()
+    return totals
+
+
+def train_step(method: Method, s: Step, optimizers: list) -> dict[str, float]:
+    """Draw problems, explore from hints, weigh what came out, update. Returns the step's metrics."""
+    warming = method.warm and s.t < s.cfg.warmup
+    p_sft = 1.0 if warming else cell(method.p_sft, s)
+    if supervised := s.coin < p_sft:
+        method = METHODS["sft"]
+    s.problems = s.draw(1.0 if supervised else s.cfg.share * method.demos)
+    s.rows = method.explore(s)
+    updates = []
+    for _ in range(s.cfg.updates):
+        s.rows.weight = method.weigh(s, s.rows)
+        updates.append(update(method, s, optimizers))
+    if supervised:  # SASR's two numbers; this is the only place that sets them
+        g = updates[0]["grad_norm"]
+        if warming:
+            norms = s.memory["warmup_norms"] = [*s.memory.get("warmup_norms", []), g][-25:]
+            g = s.memory["g_warmup"] = sum(norms) / len(norms)
+        s.memory["g"] = g
+    return updates[-1] | {"supervised": int(supervised), "p_sft": p_sft}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Columns: how long a hint is. T_hint is cfg.hint_steps.
+
+
+def whole(s: Step) -> np.ndarray:
+    """L"""  # a column's docstring is its cell in the printed table
+    return s.L
+
+
+def uniform(s: Step) -> np.ndarray:
+    """uniform in {0..L}"""
+    return s.rng.integers(0, s.L + 1)
+
+
+def anneal(t: int, T_hint: int, low: float, high: float) -> float:
+    """UFT's p(t), the chance of each unit to be given: from `high` down a cosine to `low`, and 0 from T_hint on.
+
+    >>> [round(float(anneal(t, 4, 0.05, 0.95)), 2) for t in range(6)]
+    [0.82, 0.5, 0.18, 0.05, 0.0, 0.0]
+    """
+    return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint)) if t < T_hint else 0.0
+
+
+def binomial(s: Step) -> np.ndarray:
+    """Binomial(L, p(t)); 0 from T_hint on"""
+    return s.rng.binomial(s.L, anneal(s.t, s.cfg.hint_steps, s.cfg.hint_low, s.cfg.hint_high))
+
+
+def stages(s: Step) -> np.ndarray:
+    """L-1, L-2, ... 1, equally long; 0 from T_hint on"""
+    return s.L - 1 - (s.t * (s.L - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else 0 * s.L
+
+
+# Columns: c and A, once the rows are there.
+
+
+def grpo(s: Step, rows: Rows) -> Tensor:
+    """(r - mean) / std"""
+    return grpo_advantages(rows.reward.view(-1, s.cfg.group))
 
 
 def grpo_advantages(rewards: Tensor) -> Tensor:
@@ -122,386 +329,110 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
     >>> grpo_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))       # one success weighs as much as three failures
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
 
-    Less the mean, because "better than usual" is far less noisy than "good", and free: E[grad log pi] = 0, so that a
-    constant changes nothing on average. Where all did equally well there is nothing to compare: exactly 0, however the
-    mean was rounded.
+    Why this, as a weight on log pi, raises the reward. Sampling has no gradient, but for answers y
+        grad E[r] = sum r(y) grad pi(y) = sum pi(y) r(y) grad log pi(y) = E[ r grad log pi ],
+    which rollouts estimate. E[ grad log pi ] = grad sum pi(y) = 0, so r less a constant serves as well, with less noise
+    (the mean has the row itself in it: that only scales by 1 - 1/G). And log pi(y) is a sum over tokens, so each token
+    gets the weight of its row. Two words, p = 1/4 from a logit, r = 1 and 0: the truth is p (1 - p) = 3/16; a rollout
+    says 1 * (1 - p) = 3/4 one time in four, else 0. To divide by std is a choice: it lifts problems that nearly always
+    or nearly never succeed. Where all did equally well there is nothing to compare: exactly 0, however the mean rounds.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     std = (centred.square().sum(1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     return torch.where((rewards == rewards[:, :1]).all(1, keepdim=True), 0.0, centred / (std + 1e-6))
 
 
+# Columns: the probability that a step is one of sft.
+
+
+def alternate(s: Step) -> float:
+    """1 in every second step, else 0"""
+    return s.t % 2 == 0
+
+
+def adaptive(s: Step) -> float:
+    """g / (g + gamma g_warmup)"""
+    # A large gradient means that pi is far from the demonstrations. A small one need not mean that it is near (plateaus
+    # are flat, too), and g is only as new as the latest supervised step: RL may have drifted away since.
+    return s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The one loss, and one optimizer step on it
+# Given answers with a score in [0, 1]. A loss sees of the policy only an answer's implicit reward r_hat.
 
 
-def log_probs(model: GPT, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all words (N, T-1, V), and of the rows' own (N, T-1). Column t is about token t + 1."""
-    hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
-    # The suffix in the distribution that it was sampled from, or the ratio would not start at 1; the hint as in SFT.
-    temperature = torch.where(suffix, temperature, 1.0)[:, :, None]
-    distribution = F.log_softmax(model(rows.tokens[:, :-1]) / temperature, dim=-1)
-    words = torch.where(hint | suffix, rows.tokens[:, 1:], 0)[:, :, None]  # prompts may have words that are not in V
-    return distribution, distribution.gather(-1, words)[:, :, 0]
+class GivenAnswers(Method):
+    """Whole answers are given, nothing is sampled.
 
-
-def evenly(p: Tensor, distribution: Tensor, hint: Tensor) -> float:
-    """1"""  # docstrings like this one are cells of the table that `python train.py --list` prints
-    return 1.0
-
-
-def loss_terms(model: GPT, base: GPT, rows: Rows, cfg, focus: Callable = evenly) -> dict[str, Tensor]:
-    """Sums over the rows' tokens: Z times the loss at the top of this file, and what is logged beside it. A row's c may
-    count more for some of its tokens: focus(pi(token), log-probabilities of all words, which tokens are hint).
-
-    Why this raises the reward: sampling has no gradient, but grad E[r] = E[r * grad log pi(answer)], and rollouts
-    estimate the right side. At ratio 1, so on the first update after sampling, the gradient of ratio * A is that term,
-    A * grad log pi: SFT on the model's own tokens, weighted by A, and away from them where A < 0. Do not watch the
-    value: of the suffixes it is minus the sum of A_i * length_i, near 0 where answers are alike in length, good or bad.
+    Each row is an answer in the hint's place, with its score as the reward: one of the problem's scored answers or, G
+    times over, its demonstration, whose score is 1.
     """
-    hint, suffix = rows.hint[:, 1:], rows.suffix[:, 1:]
-    distribution, logp = log_probs(model, rows, cfg.temperature)
-    ratio = torch.where(suffix, logp - rows.logp[:, 1:], 0.0).exp()
-    free = ratio * rows.advantage[:, None]
-    clipped = ratio.clamp(1 - cfg.clip, 1 + (cfg.clip_high or cfg.clip)) * rows.advantage[:, None]
-    # The smaller of the two: no gradient above 1 + clip where A > 0, nor below 1 - clip where A < 0: far enough. On the
-    # other side, where the token has moved the wrong way, it still pulls back.
-    objective = suffix * torch.minimum(free, clipped)  # GRPO, eq. 3
-    c = hint * rows.hint_weight[:, None] * focus(logp.detach().exp(), distribution.detach(), hint)
-    objective = objective + c * logp  # UFT, eq. 3.3: its beta is our hint_coef
-    terms = {"clip_ratio": suffix * (clipped < free)}
-    if cfg.kl_coef:
-        with torch.no_grad():
-            base_logp = log_probs(base, rows, cfg.temperature)[1]
-        gap = torch.where(suffix, base_logp - logp, 0.0)
-        # GRPO, eq. 4, "k3": -gap estimates KL(pi || base); exp(gap) - 1 makes each term >= 0, and is 0 on average,
-        # since exp(gap) is base / pi, and the sum of pi * base / pi over all words is 1.
-        terms["kl"] = gap.exp() - gap - 1
-        objective = objective - cfg.kl_coef * terms["kl"]
-    if cfg.entropy_coef:
-        objective = objective - cfg.entropy_coef * suffix * (distribution.exp() * distribution).sum(-1)
-    return {"loss": -objective.sum(), **{name: x.sum().detach() for name, x in terms.items()}}
+
+    def explore(self, s: Step) -> Rows:
+        # The whole answer is one unit. A problem with scored answers has G of them.
+        given = [replace(p, demo=[a]) for p in s.problems for a in p.answers or ["".join(p.demo)] * s.cfg.group]
+        rows = s.rollout(given, [1] * len(given))
+        rows.reward[[not problem.answers for problem in given]] = 1.0
+        return rows
 
 
-def all_sum(x: Tensor) -> Tensor:
-    """Over all processes that torchrun started, each of which has rows of its own; x itself where there is only one."""
-    if dist.is_initialized():
-        dist.all_reduce(x)
-    return x
+def mse(r_hat: Tensor, score: Tensor) -> Tensor:
+    """(sigmoid(r_hat) - score)^2"""
+    return (r_hat.sigmoid() - score).square()
 
 
-def update(rows: Rows, optimizers: list, focus: Callable, s: "Step") -> dict[str, float]:
-    """One optimizer step. Rows all of whose weights are zero are left out: they cost time and change nothing."""
-    model, cfg = s.model, s.cfg
-    explores = rows.suffix.any(1) & ((rows.advantage != 0) | bool(cfg.kl_coef or cfg.entropy_coef))
-    imitates = rows.hint.any(1) & (rows.hint_weight != 0)
-    useful = (explores | imitates).nonzero()[:, 0]
-    totals = {"trained_rows": len(useful), "loss": 0.0, "clip_ratio": 0.0, "grad_norm": 0.0}
-    if all_sum(torch.tensor(len(useful), device=useful.device)) == 0:
-        return totals  # nothing to learn from; momentum must not move the parameters either
-    sampled = max(int(rows.suffix[useful].sum()), 1)
-    model.zero_grad()
-    for i in range(0, len(useful), cfg.micro_batch):
-        terms = loss_terms(model, s.base, rows.take(useful[i : i + cfg.micro_batch]), cfg, focus)
-        (terms["loss"] / s.Z).backward()
-        for name, total in terms.items():
-            totals[name] = totals.get(name, 0.0) + total.item() / (s.Z if name == "loss" else sampled)
-    for p in model.parameters():
-        p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
-    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # as it was before clipping
-    for name in ("loss", "grad_norm"):
-        if not np.isfinite(totals[name]):
-            raise FloatingPointError(f"step {s.t + 1}: the {name} is {totals[name]}; start again with a smaller --lr")
-    for optimizer in optimizers:
-        optimizer.step()
-    return totals
+def dpo(r_hat: Tensor, score: Tensor) -> Tensor:
+    """-log sigmoid(r_hat - r_hat'), pairs with score > score'"""
+    return -((score[:, :, None] > score[:, None]) * F.logsigmoid(r_hat[:, :, None] - r_hat[:, None])).sum(2)  # of PxGxG
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses on whole answers with a score in [0, 1]. All that they see of the policy is r, an answer's implicit reward.
+def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> Tensor:
+    """(P, G) The weight c on an answer's tokens that has the gradient of the loss: c = -dloss / dlog pi. Since r_hat is
+    beta log pi and a constant, that is -beta dloss / dr_hat. For mse and score 1, with sigma = sigmoid(r_hat), it is
+    2 beta sigma (1 - sigma)^2: SFT that fades; little of it is left once log pi is some 4 / beta above the base's.
+
+    >>> score_weights(mse, torch.zeros(1, 3), torch.tensor([[1.0, 0.6, 0.1]]), beta=0.4)     # sigma = 1/2
+    tensor([[ 0.1000,  0.0200, -0.0800]])
+    """
+    return -beta * torch.func.grad(lambda r: loss(r, score).sum())(r_hat)
 
 
-def mse(r: Tensor, score: Tensor) -> Tensor:
-    """(sigmoid(r) - score)^2"""
-    return (r.sigmoid() - score).square()
+def from_scores(loss: Callable) -> Callable:
+    """The column c for a loss on r_hat = beta log(pi(y|x) / base(y|x)). That is the reward for which pi is the best
+    policy, if leaving the base costs beta times the KL. (As in DPO, less beta log Z(x): it cancels in a pair, and UNA
+    sets it to 0.)"""
 
-
-def bce(r: Tensor, score: Tensor) -> Tensor:
-    """cross-entropy of sigmoid(r) and [score = 1]"""
-    return F.binary_cross_entropy_with_logits(r, (score == 1).float(), reduction="none")
-
-
-def dpo(r: Tensor, score: Tensor) -> Tensor:
-    """-log sigmoid(r - r'), pairs with score > score'"""
-    better = score[:, :, None] > score[:, None]  # (P, G, G)
-    return -(better * F.logsigmoid(r[:, :, None] - r[:, None])).sum(2)
-
-
-@torch.no_grad()
-def implicit_rewards(model: GPT, base: GPT, rows: Rows, beta: float) -> Tensor:
-    """(N,) r = beta log(pi(y|x) / base(y|x)): the reward under which pi is the best policy, if leaving the base costs
-    beta times the KL. (As in DPO, but for beta log Z(x): it cancels in a pair, and UNA sets it to 0.)"""
-    gap = log_probs(model, rows, 1.0)[1] - log_probs(base, rows, 1.0)[1]
-    return beta * (rows.hint[:, 1:] * gap).sum(1)
-
-
-def score_weights(loss: Callable, r: Tensor, score: Tensor, beta: float) -> Tensor:
-    """The coefficient c on each answer's tokens, (P, G) like r, whose gradient is the loss's: as r is beta log pi plus
-    a constant, c = -beta dloss/dr. For mse and a demonstration (score 1) and s = sigmoid(r), that is 2 beta s (1-s)^2:
-    SFT that fades: little of it is left once log pi is some 4 / beta above the base's."""
-    r = r.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(r, score).sum(), r)
-    return -beta * slope
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a method decides in each step.
-
-
-@dataclass
-class Step:
-    """All that a method may look at; filled in as the step goes on."""
-
-    t: int  # steps so far
-    cfg: Any  # train.Config
-    rng: np.random.Generator
-    memory: dict = field(default_factory=dict)  # what a method remembers from step to step; part of the checkpoint
-    coin: np.random.Generator | None = None  # for gates: several processes must agree, so each has the same
-    more: Callable[[int], list[Problem]] | None = None  # draws other problems
-    problems: list[Problem] = field(default_factory=list)  # P of them
-    hints: np.ndarray | None = None  # (P,) l; or (P, G), where a group does not share its hint
-    live: np.ndarray | None = None  # (P,) bool: False where `again` put another group in its place
-    rows: Rows | None = None  # (P * G) what became of them
-    Z: int = 1  # the loss's
-    model: GPT | None = None
-    base: GPT | None = None  # or whatever implicit rewards are relative to
-
-    @property
-    def units(self) -> np.ndarray:
-        """(P,) L, the units in each problem's demonstration"""
-        return np.array([len(p.demo) for p in self.problems])
-
-    @property
-    def rewards(self) -> Tensor:
-        return self.rows.reward.view(-1, self.cfg.group)  # (P, G)
-
-    @property
-    def taught(self) -> Tensor:
-        """(P, 1) bool: with a demonstration"""
-        return torch.tensor([[not p.answers] for p in self.problems], device=self.rewards.device)
-
-    @property
-    def solved(self) -> Tensor:
-        return self.rows.solved.view(-1, self.cfg.group)  # (P, G)
-
-
-# How long a hint is: Step -> (P,) units; or (P, G), where a group does not share it. T_hint is cfg.hint_steps.
-
-
-def none(s: Step) -> np.ndarray:
-    """0"""
-    return np.zeros_like(s.units)
-
-
-def whole(s: Step) -> np.ndarray:
-    """L"""
-    return s.units
-
-
-def uniform(s: Step) -> np.ndarray:
-    """uniform in {0..L}"""
-    return s.rng.integers(0, s.units + 1)
-
-
-def anneal(t: int, T_hint: int, low: float, high: float) -> float:
-    """UFT's p(t): the chance of each unit to be given away, down a cosine from `high` to `low` in T_hint steps."""
-    return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))
-
-
-def cosine(s: Step) -> np.ndarray:
-    """Binomial(L, p(t)); 0 from T_hint on"""
-    p = anneal(s.t, s.cfg.hint_steps, s.cfg.hint_low, s.cfg.hint_high) if s.t < s.cfg.hint_steps else 0.0
-    return s.rng.binomial(s.units, p)
-
-
-def stages(s: Step) -> np.ndarray:
-    """L-1, L-2, ... 1, equally long; 0 from T_hint on"""
-    return s.units - 1 - (s.t * (s.units - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else none(s)
-
-
-# A and c, once the rows are there: Step -> a number for all rows, or (P, G).
-
-
-def zero(s: Step) -> float:
-    """0"""
-    return 0.0
-
-
-def one(s: Step) -> float:
-    """1"""
-    return 1.0
-
-
-def hint_coef(s: Step) -> float:
-    """hint_coef"""
-    return s.cfg.hint_coef
-
-
-def grpo(s: Step) -> Tensor:
-    """(r - mean) / std"""
-    return grpo_advantages(s.rewards)
-
-
-def scored(loss: Callable, of_demos: Callable | None = None) -> Callable[[Step], Tensor]:
-    """c from a loss on scores, for all answers or, if demonstrations are given a c of their own, for the others."""
-
-    def c(s: Step) -> Tensor:
-        r = implicit_rewards(s.model, s.base, s.rows, s.cfg.beta).view(s.rewards.shape)
-        weights = score_weights(loss, r, s.rewards, s.cfg.beta)
-        return torch.where(s.taught, of_demos(s), weights) if of_demos else weights
+    @torch.no_grad()
+    def c(s: Step, rows: Rows) -> Tensor:
+        gap = log_probs(s.model, rows)[0] - log_probs(s.base, rows)[0]  # (N, T)
+        r_hat = s.cfg.beta * (gap * rows.hint).sum(1)
+        return score_weights(loss, r_hat.view(-1, s.cfg.group), rows.reward.view(-1, s.cfg.group), s.cfg.beta)
 
     c.__doc__ = f"-dloss / dlog pi, loss = {loss.__doc__}"
-    c.__doc__ += f"; of demonstrations: {of_demos.__doc__}" if of_demos else ""
     return c
 
 
-# Gates: Step -> is this step supervised? If so, it is a step of sft, whatever the method does otherwise.
-
-
-def never(s: Step) -> bool:
-    """never"""
-    return False
-
-
-def first(s: Step) -> bool:
-    """t < warmup"""
-    return s.t < s.cfg.warmup
-
-
-def alternate(s: Step) -> bool:
-    """t < warmup, then every second step"""
-    return first(s) or s.t % 2 == 0
-
-
-def coin(s: Step) -> bool:
-    """t < warmup, then with probability mix"""
-    return first(s) or s.coin.random() < s.cfg.mix
-
-
-def gradient_norm(s: Step) -> bool:
-    """t < warmup, then with probability g / (g + gamma g_warmup)"""
-    if first(s):
-        return True
-    # g: the gradient's norm in the last supervised step; g_warmup: in the last of the warm-up. A large gradient means
-    # that pi is far from the demonstrations; a small one need not mean that it is near (plateaus are flat, too), and g
-    # is only as new as the last supervised step: RL may have drifted away since.
-    s.memory["p_sft"] = s.memory["g"] / (s.memory["g"] + s.cfg.gamma * s.memory["g_warmup"])
-    return s.coin.random() < s.memory["p_sft"]
-
-
-def share_of_demos(method: "Method", s: Step) -> float:
-    """How many of the step's problems come with a demonstration, where others come with scored answers (`skills`)."""
-    imitates = method is METHODS["sft"] or (method.supervised is not never and first(s))
-    return 1.0 if imitates else s.cfg.share * method.demos
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The table, and the step that all of it shares
+# The table. (The wider family: notebooks/family.py)
 
-
-@dataclass(frozen=True)
-class Method:
-    paper: str
-    hint: Callable[[Step], np.ndarray] = none  # l
-    c: Callable[[Step], Any] = zero  # on hint tokens
-    focus: Callable[[Tensor, Tensor, Tensor], Any] = evenly  # and how c is spread over them
-    advantage: Callable[[Step], Any] = grpo  # A, on suffix tokens
-    supervised: Callable[[Step], bool] = never  # the gate
-    again: Callable[[Step], Any] = never  # having seen the rewards: [(problem, l) ...] to roll out as well
-    given: bool = False  # nothing is sampled: rows are scored answers and, if demos, demonstrations, whose score is 1
-    demos: bool = True  # if False, demonstrations are for a supervised stage only
-    settings: dict = field(default_factory=dict)  # fields of Config that are part of the method
-
-
+# fmt: off
 METHODS = {
-    "sft": Method("-", hint=whole, c=one, advantage=zero),
-    "rft": Method("GRPO 2402.03300"),
-    "sft_rft": Method("-", supervised=first),
-    "r3": Method("R3 2402.05808", hint=uniform),
-    "stage": Method("R3 2402.05808", hint=stages),
-    "cosine": Method("UFT 2505.16984, baseline", hint=cosine),
-    "hint_only": Method("control", hint=cosine, c=hint_coef, advantage=zero),
-    "uft": Method("UFT 2505.16984", hint=cosine, c=hint_coef),
-    "uft_uniform": Method("UFT 2505.16984, theorem 4.3", hint=uniform, c=hint_coef),
-    "sasr": Method("SASR 2505.13026", supervised=gradient_norm),
-    "static": Method("SASR 2505.13026, baseline", supervised=alternate),
-    "mix": Method("control", supervised=coin),
-    "implicit": Method("implicit UFT 2410.21438", c=scored(mse), given=True),
-    "implicit_bce": Method("implicit UFT 2410.21438", c=scored(bce), given=True),
-    "una": Method("UNA 2408.15339", c=scored(mse), given=True, demos=False),
-    "sft_una": Method("implicit UFT, baseline", c=scored(mse), given=True, demos=False, supervised=first),
-    "sft_dpo": Method("implicit UFT, baseline", c=scored(dpo), given=True, demos=False, supervised=first),
-    "sft_una_replay": Method("control", c=scored(mse, hint_coef), given=True, supervised=first),
-    "ce_una": Method("control", c=scored(mse, hint_coef), given=True),
-}  # the wider family: notebooks/family.py
-
-
-def explore(method: Method, task: Task, s: Step, generator) -> None:
-    """The step's rows: from the hints, and from others if the method, having seen the rewards, wants more."""
-    G, s.live = s.cfg.group, np.ones(len(s.problems), bool)
-    if method.given:
-        # A row for each scored answer, or G copies of a demonstration. The whole answer is one unit, and the hint.
-        answers = [replace(p, demo=[a]) for p in s.problems for a in p.answers or ["".join(p.demo)] * G]
-        s.hints, s.rows = s.units, rollout(s.model, task, answers, np.ones(len(answers), int), 1)
-        return
-    s.hints = method.hint(s)
-    s.rows = rollout(s.model, task, s.problems, s.hints, G, s.cfg.temperature, generator)
-    while again := method.again(s):
-        more, hints = map(list, zip(*again, strict=True))
-        s.rows = s.rows.join(rollout(s.model, task, more, np.array(hints), G, s.cfg.temperature, generator))
-        s.problems, s.hints = s.problems + more, np.concatenate([s.hints, hints])
-        s.live = np.concatenate([s.live, np.ones(len(more), bool)])
-
-
-def train_step(
-    method: Method, model: GPT, base: GPT, optimizers: list, task: Task, problems: list[Problem], s: Step, generator
-) -> dict:
-    """Decide the hints, explore from them, weigh what came out, update. Returns the step's metrics."""
-    s.cfg = replace(s.cfg, **method.settings)
-    if supervised := method is METHODS["sft"] or method.supervised(s):
-        method = METHODS["sft"]
-    s.model, s.base, s.problems = model, base, problems
-    s.Z = int(all_sum(torch.tensor(len(problems), device=model.embed.weight.device))) * s.cfg.group * task.answer_tokens
-    explore(method, task, s, generator)
-    zeros = torch.zeros_like(s.rewards)  # (P, G)
-    s.rows.advantage = (zeros + method.advantage(s)).flatten()
-    live = torch.tensor(s.live, device=zeros.device).repeat_interleave(s.cfg.group)[:, None]
-    # A group that was replaced is not trained on; s.rows keeps it, for it was sampled, and that is counted.
-    rows = replace(s.rows, hint=s.rows.hint & live, suffix=s.rows.suffix & live)
-    # Where a group shares its hint, the G rows have the same gradient from it: c * G in the first, 0 in the others.
-    once = s.cfg.group * (torch.arange(s.cfg.group, device=zeros.device) == 0)
-    once = torch.where(s.taught & (s.hints.ndim == 1), once, 1)  # (P, G)
-    updates = []
-    for _ in range(s.cfg.updates):
-        rows.hint_weight = ((zeros + method.c(s)) * once).flatten()
-        updates.append(update(rows, optimizers, method.focus, s))
-    if supervised:
-        norm = updates[0]["grad_norm"]
-        s.memory |= {"g": norm, "g_warmup": norm} if first(s) else {"g": norm}
-
-    explored, sampled = s.rows.suffix.any(1), int(s.rows.suffix.sum())
-    metrics = {
-        **updates[-1],
-        "reward": s.rewards.mean().item(),  # of fully hinted rows too; explored_solved, below, is not
-        "frac_reward_zero_std": (s.rewards == s.rewards[:, :1]).all(1).float().mean().item(),
-        "hint_share": float(np.mean(s.hints.T / np.maximum(s.units, 1))),
-        "supervised": int(supervised),
-        "rollouts": int(explored.sum()),
-        "sampled_tokens": sampled,
-        "demo_tokens": int(rows.hint[rows.hint_weight != 0].sum()),
-    }
-    if sampled:
-        metrics["entropy"] = -s.rows.logp[s.rows.suffix].mean().item()
-        metrics["completion_length"] = sampled / metrics["rollouts"]
-        metrics["explored_solved"] = s.rows.solved[explored].float().mean().item()
-    return metrics | {name: x for name, x in s.memory.items() if name == "p_sft"}
+    #                      paper                            l         c                 A     warm  p_sft
+    "sft":         Method("-",                              whole,    1,                0,    False, 1),
+    "rft":         Method("GRPO 2402.03300",                0,        0,                grpo),
+    "sft_rft":     Method("-",                              0,        0,                grpo, True),
+    "r3":          Method("R3 2402.05808",                  uniform,  0,                grpo),
+    "stage":       Method("R3 2402.05808",                  stages,   0,                grpo),
+    "cosine":      Method("UFT 2505.16984, baseline",       binomial, 0,                grpo),
+    "hint_only":   Method("control",                        binomial, "hint_coef",       0),
+    "uft":         Method("UFT 2505.16984",                 binomial, "hint_coef",       grpo),
+    "uft_uniform": Method("UFT 2505.16984, theorem 4.3",    uniform,  "hint_coef",       grpo),
+    "sasr":        Method("SASR 2505.13026",                0,        0,                grpo, True,  adaptive),
+    "static":      Method("SASR 2505.13026, baseline",      0,        0,                grpo, True,  alternate),
+    "mix":         Method("control",                        0,        0,                grpo, True,  "mix"),
+    "implicit":    GivenAnswers("implicit UFT 2410.21438",  whole,    from_scores(mse), 0),
+    "una":         GivenAnswers("UNA 2408.15339",           whole,    from_scores(mse), 0,    demos=False),
+    "sft_una":     GivenAnswers("implicit UFT, baseline",   whole,    from_scores(mse), 0,    True,  demos=False),
+    "sft_dpo":     GivenAnswers("implicit UFT, baseline",   whole,    from_scores(dpo), 0,    True,  demos=False),
+}
+# fmt: on

@@ -17,10 +17,10 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -30,8 +30,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import TASKS, Problem, Task
-from model import GPT, load, save
-from nanouft import METHODS, Step, first, log_probs, rollout, share_of_demos, train_step
+from model import GPT
+from nanouft import METHODS, Rows, Step, log_probs, rollout, train_step
 from notebooks import family  # noqa: F401  more methods
 
 
@@ -74,7 +74,6 @@ class Config:
     updates: int = flag(1, "optimizer steps on each batch; from the second on, clipping bites", 1)
     clip: float = flag(0.2, "the ratio is clipped to 1 - clip .. 1 + clip")
     clip_high: float = flag(0.0, "or to 1 - clip .. 1 + clip_high; 0: as above")
-    temperature: float = flag(1.0, "sampling temperature", 0.01, 100)
     kl_coef: float = flag(0.0, "weight of the KL to the base")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     micro_batch: int = flag(128, "rows in one forward pass: time and memory, not the gradient, depend on it", 1)
@@ -109,13 +108,60 @@ PRESETS = {
 DEMO = ["sft", "rft", "sft_rft", "r3", "sasr", "uft"]  # the main job
 STAGES = ["sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit"]  # of skills
 MAY_CHANGE = ["steps", "cache", "device"]  # when a run goes on
+PLAYS = 256  # a step of base training
 CUMULATIVE = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]
 COUNTS = ["rollouts", "sampled_tokens", "demo_tokens", "trained_rows", "loss"]  # of all processes together
+FORMAT = 3  # of checkpoints; raise it when their content changes
+FORMAT = 3  # of checkpoints; raise it when their content changes
 RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
 BAR = {"mininterval": 0.5 if sys.stderr.isatty() else 20} | ({"disable": True} if RANK else {})
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Setting up
+
+
+def save(path: Path, content: dict | str) -> None:
+    """All or nothing: whoever dies while writing leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            torch.save({"format": FORMAT} | content, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's word for a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error}); what was there before still is") from None
+
+
+def load(path: Path) -> dict:
+    """A checkpoint of ours, or a sentence about why not."""
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}: train first")
+    try:
+        if damaged := zipfile.ZipFile(path).testzip():  # checksums, which torch.load does not look at
+            raise ValueError(damaged)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a broken file raises depends on where it is broken
+        raise ValueError(f"the checkpoint {path} is damaged ({type(error).__name__}): delete it") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this version of nanouft: delete it, or use the version it is of")
+    return content
+
+
+def plain(x):
+    """A method's memory without NumPy: numbers, text, and lists and dicts of them, which is all that load() reads."""
+    if isinstance(x, dict):
+        return {plain(name): plain(value) for name, value in x.items()}
+    x = x.tolist() if isinstance(x, (np.generic, np.ndarray, torch.Tensor)) else x
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(plain, x))
+    if not isinstance(x, (int, float, str, type(None))):
+        raise ValueError(
+            f"a method keeps a value of type {type(x).__name__} in its memory: expected numbers, text, lists and dicts"
+        )
+    return x
 
 
 def check(cfg: Config) -> None:
@@ -195,12 +241,13 @@ def base_model(cfg: Config, task: Task, sets: dict[str, list[Problem]]) -> dict:
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
     muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    settings = replace(cfg, problems=PLAYS, group=1, updates=1)
     for t in (bar := tqdm(range(cfg.base_steps if task.random_play else 0), "base model", **BAR)):
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
-        rng, generator = randomness(cfg, 3, t)
-        plays, step = [task.random_play(rng) for _ in range(256)], Step(t, replace(cfg, group=1, updates=1), rng)
-        record = train_step(METHODS["sft"], model, model, [muon, adamw], task, plays, step, generator)
+        rng, _ = randomness(cfg, 3, t)
+        plays = lambda share, rng=rng: [task.random_play(rng) for _ in range(PLAYS)]  # noqa: E731
+        record = train_step(METHODS["sft"], Step(t, settings, task, model, model, plays, rng), [muon, adamw])
         bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
     content = {"model": model.state_dict(), "scores": test_scores(model, model, task, cfg, sets, "_base")}
     if task.random_play:
@@ -212,7 +259,8 @@ def annotate(cfg: Config, task: Task, base: GPT, problems: list[Problem]) -> Non
     """Problems without a demonstration get answers of the base, to be scored: one for each row of a group."""
     generator = randomness(cfg, 6)[1]
     for some in (problems[i : i + 256] for i in range(0, len(problems), 256)):
-        rows = rollout(base, task, some, np.zeros(len(some), int), cfg.group, 1.0, generator)
+        each = [problem for problem in some for _ in range(cfg.group)]
+        rows = rollout(base, task, each, [0] * len(each), 1.0, generator)
         texts = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
         for i, problem in enumerate(some):
             problem.answers = [text.removesuffix("<end>") for text in texts[i * cfg.group :][: cfg.group]]
@@ -232,7 +280,8 @@ def draw(pools: tuple[list[Problem], list[Problem]], n: int, share: float, rng: 
 def solve(model: GPT, task: Task, problems: list[Problem], n: int = 1, generator=None) -> dict[str, float]:
     """Without hints: the share of problems that one of n answers solves, and the mean reward. One is greedy."""
     some = [problems[i : i + 1024 // n] for i in range(0, len(problems), 1024 // n)]
-    rows = [rollout(model, task, part, np.zeros(len(part), int), n, float(n > 1), generator) for part in some]
+    some = [[problem for problem in part for _ in range(n)] for part in some]
+    rows = [rollout(model, task, part, [0] * len(part), float(n > 1), generator) for part in some]
     solved, reward = (torch.cat(x) for x in ([r.solved for r in rows], [r.reward for r in rows]))
     return {"accuracy": solved.view(-1, n).any(1).float().mean().item(), "reward": reward.mean().item()}
 
@@ -253,8 +302,8 @@ def exact(model: GPT, task: Task, problem: Problem) -> dict:
 @torch.no_grad()
 def behaviour(model: GPT, base: GPT, task: Task, problems: list[Problem], generator) -> dict[str, float]:
     """What the policy does without hints, in one sample of each problem."""
-    rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
-    gap = rows.suffix[:, 1:] * (rows.logp[:, 1:] - log_probs(base, rows, 1.0)[1])
+    rows = rollout(model, task, problems, [0] * len(problems), 1.0, generator)
+    gap = rows.suffix * (rows.logp - log_probs(base, rows)[0])
     taught = torch.tensor([bool(p.demo) for p in problems], device=rows.solved.device)
     found = {"demonstrated": rows.solved[taught], "scored": rows.solved[~taught]} if not taught.all() else {}
     found |= {"sampled": rows.solved, "base_kl": gap.sum(1), "answer_tokens": rows.suffix.sum(1)}
@@ -285,12 +334,41 @@ def of_the_first(x):
     return box[0]
 
 
-def together(record: dict) -> dict:
-    """A step's metrics, over all processes: sums of what is counted, and means."""
+def exploration(s: Step) -> dict[str, float]:
+    """A step's metrics on everything that was rolled out in it."""
+
+    def total(count: Callable[[Rows], torch.Tensor]) -> float:
+        return sum(count(rows).sum().item() for rows in s.explored)
+
+    given, sampled = total(lambda rows: rows.hint), total(lambda rows: rows.suffix)
+    rollouts, rewards = total(lambda rows: rows.suffix.any(1)), s.rows.reward.view(-1, s.cfg.group)
+    found = {
+        "reward": torch.cat([rows.reward for rows in s.explored]).mean().item(),  # of fully hinted rows too
+        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+        "hint_share": given / (given + sampled),
+        "rollouts": rollouts,
+        "sampled_tokens": sampled,
+    }
+    if sampled:
+        found["entropy"] = -total(lambda rows: rows.logp) / sampled
+        found["completion_length"] = sampled / rollouts
+        found["explored_solved"] = total(lambda rows: rows.solved & rows.suffix.any(1)) / rollouts
+    return found
+
+
+def of_all(x) -> list:
+    """What each process has, for all of them."""
     if PROCESSES == 1:
-        return record
-    records = [{}] * PROCESSES
-    dist.all_gather_object(records, record)
+        return [x]
+    found = [None] * PROCESSES
+    dist.all_gather_object(found, x)
+    return found
+
+
+def together(records: list[dict]) -> dict:
+    """A step's metrics, over all processes: sums of what is counted, and means."""
+    if len(records) == 1:
+        return records[0]
     found = {name: [r[name] for r in records if name in r] for r in records for name in r}
     return {name: float(sum(x) if name in COUNTS else np.mean(x)) for name, x in found.items()}
 
@@ -357,7 +435,7 @@ def run(cfg: Config) -> list[dict]:
 
     def checkpoint() -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
-        save(out / "checkpoint.pt", {"config": asdict(cfg), "state": state, "metrics": metrics} | states)
+        save(out / "checkpoint.pt", {"config": asdict(cfg), "state": plain(state), "metrics": metrics} | states)
         save(out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
         save(out / "config.json", json.dumps(asdict(cfg), indent=1))  # a resumed run may have more steps
 
@@ -371,14 +449,21 @@ def run(cfg: Config) -> list[dict]:
             raise KeyboardInterrupt
         clock = time.perf_counter()
         rng, generator = randomness(cfg, 0, t, RANK)
-        step = Step(t, cfg, rng, state["memory"], coin=randomness(cfg, 8, t)[0])
-        step.more = partial(draw, pools, share=share_of_demos(method, step), rng=rng)
-        problems = step.more((cfg.problems + RANK) // PROCESSES)  # this process's share of them
-        if method.supervised is first and t == cfg.warmup:  # the second stage
+        common = rng if RANK == 0 else randomness(cfg, 0, t, 0)[0]  # all draw the same problems; each takes its share
+        share_out = lambda share, rng=common: draw(pools, cfg.problems, share, rng)[RANK::PROCESSES]  # noqa: E731
+        coin, before = randomness(cfg, 8, t)[0].random(), dict(state["memory"])
+        step = Step(t, cfg, task, model, reference, share_out, rng, coin, generator, state["memory"])
+        if method.warm and not method.p_sft and t == cfg.warmup:  # the second stage
             optimizer.param_groups[0]["lr"] = cfg.second_lr or cfg.lr
             if cfg.reference == "sft":
                 reference.load_state_dict(model.state_dict())
-        record = together(train_step(method, model, reference, [optimizer], task, problems, step, generator))
+        try:
+            record = train_step(method, step, [optimizer]) | exploration(step)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {t + 1}: {error}; start again with a smaller --lr") from None
+        for changes in of_all({name: x for name, x in state["memory"].items() if before.get(name) is not x}):
+            state["memory"] |= changes  # of other processes, which drew other problems
+        record = together(of_all(record))
         record |= {"step": t + 1, "seconds": time.perf_counter() - clock, "accuracy": metrics[-1]["accuracy"]}
         record |= {name: record[name] + metrics[-1][name] for name in CUMULATIVE}
         state["step"] = t + 1
@@ -412,7 +497,7 @@ def answers(folder: Path, n: int, text: str | None = None) -> str:
     cfg, task, model = trained(folder)
     problems = task.split("validation", n, 0) if text is None else [task.parse(text)] * n
     hints = np.arange(n) % 2 if text is None else np.zeros(n, int)
-    rows = rollout(model, task, problems, hints, 1, cfg.temperature, randomness(cfg, 5)[1])
+    rows = rollout(model, task, problems, hints, 1.0, randomness(cfg, 5)[1])
     return f"{cfg.method} answers, sampled; [given] and explored\n{show(task, problems, hints, rows, bool(text))}"
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from model import load  # noqa: E402
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COSTS  # noqa: E402
-from train import Config, base_model, make_model, make_task, randomness, run, splits  # noqa: E402
+from train import Config, base_model, load, make_model, make_task, randomness, run, splits  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
@@ -51,7 +50,7 @@ def config(method: str, seed: int, **more) -> Config:
 
 def by_the_rules(model, task, problems, generator) -> float:
     """The share of sampled answers that play as the base was taught, whatever they end at."""
-    rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 1.0, generator)
+    rows = rollout(model, task, problems, [0] * len(problems), 1.0, generator)
     answers = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
     legal = 0
     for problem, answer in zip(problems, answers, strict=True):
@@ -68,7 +67,7 @@ def greedy(model, task, sets) -> dict[str, float]:
     for name, problems in sets.items():
         if not problems:
             continue
-        rows = rollout(model, task, problems, np.zeros(len(problems), int), 1, 0.0)
+        rows = rollout(model, task, problems, [0] * len(problems), 0.0)
         texts = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
         sums = np.array([sum(p.numbers) == p.target for p in problems])
         solved = rows.solved.flatten().numpy()
@@ -107,8 +106,8 @@ def brief(cfg: Config) -> dict:
     for name in OVER_BLOCKS:
         means = [[m[name] for m in block if name in m] for block in blocks]
         found[f"block_{name}"] = [brief_number(np.mean(x)) if x else None for x in means]
-    if "p_sft" in steps[-1]:
-        found["p_sft"] = [brief_number(m["p_sft"]) for m in steps if "p_sft" in m]
+    if cfg.method == "sasr":
+        found["p_sft"] = [brief_number(m["p_sft"]) for m in steps[cfg.warmup :]]
     return found
 
 

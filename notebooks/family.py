@@ -1,159 +1,238 @@
 """The wider family: other published mixtures of SFT and RL, each a row of METHODS, registered from outside.
 
-Each is its paper's rule for the hint l, the coefficient c on demonstration tokens, the advantage A, and what to roll
-out again, over the step of nanouft.py. Schedules go by T_hint; that, and numbers which a paper leaves open, are ours.
-train.py imports this file, so `python train.py --method luffy` works like any other.
+Some are other columns only. The rest replace one stage of a step: Shaped the objective, Retry, Resample and Backtrack
+how a step explores. Schedules go by T_hint; that, and numbers which a paper leaves open, are ours.
+
+python notebooks/family.py --method luffy        like train.py
 """
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import Problem
-from nanouft import METHODS, Method, Step, all_sum, anneal, grpo_advantages, one, whole, zero
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import Problem  # noqa: E402
+from nanouft import METHODS, Method, Rows, Step, all_sum, anneal, grpo, grpo_advantages, whole  # noqa: E402
 
-# How a row's c is spread over its hint: (p = pi(token), log-probabilities of all words, which are hint) -> a factor.
+# ---------------------------------------------------------------------------------------------------------------------
+# Another objective: c spread over a hint's tokens, by what the policy thinks of each
 
 
-def likely(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Shaped(Method):
+    """c times a factor for each token of a hint."""
+
+    times: Callable | None = None  # (p = pi(token), entropy of the word in its place, which are hint) -> a factor on c
+
+    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
+        factor = self.times(logp.detach().exp(), entropy.detach(), rows.hint)
+        weight = torch.where(rows.hint, rows.weight * factor, rows.weight)
+        return super().objective(s, replace(rows, weight=weight), logp, entropy)
+
+
+def likely(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
     """p"""
     return p
 
 
-def unsure(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
+def unsure(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
     """p (1 - p)"""
     return p * (1 - p)
 
 
-def unlikely(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
+def unlikely(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
     """0.1 p / (p + 0.1)^2"""
     return 0.1 * p / (p + 0.1) ** 2  # the slope of p / (p + 0.1), as a weight on log p
 
 
-def open_ended(p: Tensor, distribution: Tensor, hint: Tensor) -> Tensor:
+def open_ended(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
     """1 where entropy is highest, 20 % of the hint, else 0"""
-    minus_entropy = (distribution.exp() * distribution).sum(-1).masked_fill(~hint, 1.0)  # (N, T); others come last
-    rank = minus_entropy.argsort(1).argsort(1)
+    rank = (-entropy).masked_fill(~hint, 1.0).argsort(1).argsort(1)  # whatever is no hint comes last
     return rank < (0.2 * hint.sum(1, keepdim=True)).ceil()
 
 
-# How long the hints are: (P,), or (P, G) where one row of each group has a hint of its own.
+# ---------------------------------------------------------------------------------------------------------------------
+# Another way to explore
+
+
+def put(rows: Rows, where: np.ndarray, others: Rows) -> Rows:
+    """Other rows in the places `where`, all padded to one length."""
+    problems, T = list(rows.problems), max(rows.tokens.shape[1], others.tokens.shape[1])
+    for i, problem in zip(where, others.problems, strict=True):
+        problems[i] = problem
+    found = {}
+    for name in ("tokens", "hint", "suffix", "logp", "reward", "solved"):
+        x, y = (getattr(some, name) for some in (rows, others))
+        x, y = (F.pad(z, (0, T - z.shape[1])) if z.dim() == 2 else z for z in (x, y))
+        found[name] = x.index_copy(0, torch.tensor(where, device=x.device), y)
+    return Rows(problems, **found)
+
+
+def by_group(s: Step, x: Tensor) -> np.ndarray:
+    """(N,) -> (P, G)"""
+    return x.view(-1, s.cfg.group).cpu().numpy()
+
+
+def instead(s: Step, rows: Rows, marked: np.ndarray, problems: list[Problem], hints: np.ndarray) -> Rows:
+    """New groups, each from its problem and hint, in the place of those that are marked (P,)."""
+    G = s.cfg.group
+    others = s.rollout([problem for problem in problems for _ in range(G)], hints.repeat(G))
+    return put(rows, np.flatnonzero(marked.repeat(G)), others)
+
+
+@dataclass(frozen=True)
+class Retry(Method):
+    """Where a whole group fails, the problem again, in its place, from a longer hint."""
+
+    again: Callable | None = None  # (l, L) -> the next l, if it is longer
+
+    def explore(self, s: Step) -> Rows:
+        rows, L = super().explore(s), s.L[:, 0]
+        hints = np.zeros_like(L)
+        while True:
+            longer = self.again(hints, L)
+            failed = ~by_group(s, rows.solved).any(1) & (longer > hints)
+            if not failed.any():
+                return rows
+            hints = np.where(failed, longer, hints)
+            rows = instead(s, rows, failed, [s.problems[i] for i in np.flatnonzero(failed)], hints[failed])
+
+
+def unit_by_unit(l: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: E741
+    """a unit more, up to L-1"""
+    return np.minimum(l + 1, L - 1)
+
+
+def by_quarters(l: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: E741
+    """L/4 more, up to 3/4 L"""
+    return np.minimum(l + -(-L // 4), 3 * L // 4)
+
+
+def imitate(l: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: E741
+    """the demonstration"""
+    return L
+
+
+class Resample(Method):
+    """Where a whole group does equally well, another problem in its place, up to 4 P in all; clip_high is 0.28."""
+
+    def explore(self, s: Step) -> Rows:
+        rows, left = super().explore(s), 3 * len(s.problems)  # so many may be drawn beside the first
+        while True:
+            rewards = by_group(s, rows.reward)
+            alike = (rewards == rewards[:, :1]).all(1)
+            n = min(alike.sum(), left)
+            if n == 0:
+                dropped = torch.from_numpy(alike.repeat(s.cfg.group)).to(rows.suffix.device)
+                return replace(rows, suffix=rows.suffix & ~dropped[:, None])
+            left -= n
+            rows = instead(s, rows, alike & (alike.cumsum() <= n), s.draw(s.cfg.share)[:n], np.zeros(n, int))
+
+    def bounds(self, s: Step) -> tuple[float, float]:
+        return 1 - s.cfg.clip, 1 + (s.cfg.clip_high or 0.28)
+
+
+class Backtrack(Method):
+    """The interval moves: to 0..rho where half of the group or more succeed, else to rho..its end."""
+
+    def explore(self, s: Step) -> Rows:
+        rows = super().explore(s)
+        solved = by_group(s, rows.solved).mean(1)
+        for problem, rho, share in zip(s.problems, s.memory["rho"], solved, strict=True):
+            _, high = s.memory.get(problem.prompt, (0.0, 1.0))
+            s.memory[problem.prompt] = (0.0, rho) if share >= 0.5 else (rho, max(rho, high))  # it may come twice
+        return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Columns: how long the hints are
 
 
 def halves(s: Step) -> np.ndarray:
     """L/2; L/4 from T_hint on"""
-    return s.units // (2 if s.t < s.cfg.hint_steps else 4)
+    return s.L // (2 if s.t < s.cfg.hint_steps else 4)
 
 
 def in_one_row(s: Step, lengths: np.ndarray) -> np.ndarray:
-    hints = np.zeros((len(s.problems), s.cfg.group), int)
-    hints[:, 0] = lengths
-    return hints
+    return np.pad(lengths.astype(int), ((0, 0), (0, s.cfg.group - 1)))  # (P, 1) -> (P, G)
 
 
 def demonstration(s: Step) -> np.ndarray:
     """L in one row of the group, else 0"""
-    return in_one_row(s, s.units)
+    return in_one_row(s, s.L)
 
 
 def prefix(s: Step) -> np.ndarray:
     """u L in one row of the group, else 0; u uniform in v..0.95, v from 0.95 down a cosine to 0.05"""
-    v = anneal(min(s.t, s.cfg.hint_steps - 1), s.cfg.hint_steps, 0.05, 0.95)
-    return in_one_row(s, s.rng.uniform(v, 0.95, len(s.problems)) * s.units)
+    v = max(anneal(s.t, s.cfg.hint_steps, 0.05, 0.95), 0.05)
+    return in_one_row(s, s.rng.uniform(v, 0.95, s.L.shape) * s.L)
 
 
 def interval(s: Step) -> np.ndarray:
     """rho L, rho uniform in the problem's own interval"""
-    rho = [s.rng.uniform(*s.memory.get(problem.prompt, (0.0, 1.0))) for problem in s.problems]
-    s.memory["rho"] = rho
-    return (np.array(rho) * s.units).astype(int)
+    s.memory["rho"] = [float(s.rng.uniform(*s.memory.get(problem.prompt, (0.0, 1.0)))) for problem in s.problems]
+    return (np.array(s.memory["rho"])[:, None] * s.L).astype(int)
 
 
-# What comes after the rollouts: [(problem, l), ...] to roll out as well.
+# Columns: A, and c where it is no number of its own
 
 
-def move_interval(s: Step) -> list:
-    """nothing, but the interval moves: to 0..rho if half of the group succeed, else to rho..its end"""
-    for problem, rho, solved in zip(s.problems, s.memory["rho"], s.solved.float().mean(1).tolist(), strict=True):
-        _, high = s.memory.get(problem.prompt, (0.0, 1.0))
-        s.memory[problem.prompt] = (0.0, rho) if solved >= 0.5 else (rho, max(rho, high))  # a problem may come twice
-    return []
-
-
-def instead(s: Step, lengths: np.ndarray) -> list[tuple[Problem, int]]:
-    """Where a whole group failed: the same problem, if that means a longer hint, and the group counts no more."""
-    failed = s.live & ~s.solved.any(1).cpu().numpy() & (lengths > s.hints)
-    s.live[failed] = False
-    return [(s.problems[i], lengths[i]) for i in np.flatnonzero(failed)]
-
-
-def unit_by_unit(s: Step) -> list[tuple[Problem, int]]:
-    """if all failed, from a unit more, up to L-1"""
-    return instead(s, np.minimum(s.hints + 1, s.units - 1))
-
-
-def by_quarters(s: Step) -> list[tuple[Problem, int]]:
-    """if all failed, from L/4 more, up to 3/4 L"""
-    return instead(s, np.minimum(s.hints + -(-s.units // 4), 3 * s.units // 4))
-
-
-def imitate(s: Step) -> list[tuple[Problem, int]]:
-    """if all failed, the demonstration"""
-    return instead(s, s.units)
-
-
-def other_problems(s: Step) -> list[tuple[Problem, int]]:
-    """if all did equally well, other problems, up to 4 P"""
-    alike = s.live & (s.rewards == s.rewards[:, :1]).all(1).cpu().numpy()
-    s.live[alike] = False
-    return [(problem, 0) for problem in s.more(min(alike.sum(), 4 * s.cfg.problems - len(s.problems)))]
-
-
-# A, and c where it is no number of its own.
-
-
-def centred(s: Step) -> Tensor:
+def centred(s: Step, rows: Rows) -> Tensor:
     """r - mean"""
-    return s.rewards - s.rewards.mean(1, keepdim=True)
+    rewards = rows.reward.view(-1, s.cfg.group)
+    return rewards - rewards.mean(1, keepdim=True)
 
 
-def token_mean(s: Step) -> Tensor:
+def token_mean(s: Step, rows: Rows) -> Tensor:
     """(r - mean) / std, and Z = the tokens that this trains"""
-    A = grpo_advantages(s.rewards)
-    return A * s.Z / all_sum((s.rows.suffix * (A.view(-1, 1) != 0)).sum()).clamp(1)
+    A, Z = grpo(s, rows), s.cfg.problems * s.cfg.group * s.task.answer_tokens
+    return A * Z / all_sum((rows.suffix * (A.view(-1, 1) != 0)).sum()).clamp(1)
 
 
-def success(s: Step) -> Tensor:
+def success(s: Step, rows: Rows) -> Tensor:
     """1 if solved, else 0"""
-    return s.solved.float()
-
-
-def own_advantage(s: Step) -> Tensor:
-    """A"""
-    return s.rows.advantage.view(-1, s.cfg.group)
+    return rows.solved.float().view(-1, s.cfg.group)
 
 
 def mu(s: Step) -> float:
+    return max(anneal(s.t, s.cfg.hint_steps, 0.05, 0.9), 0.05)
+
+
+def mu_G(s: Step, rows: Rows) -> float:
     """mu G; mu from 0.9 down a cosine to 0.05"""
-    return s.cfg.group * anneal(min(s.t, s.cfg.hint_steps - 1), s.cfg.hint_steps, 0.05, 0.9)
+    return mu(s) * s.cfg.group
 
 
-def of_the_others(s: Step) -> Tensor:
+def of_the_others(s: Step, rows: Rows) -> Tensor:
     """(1 - mu) (r - mean) / std of the sampled rows"""
-    return F.pad((1 - mu(s) / s.cfg.group) * grpo_advantages(s.rewards[:, 1:]), (1, 0))
+    return F.pad((1 - mu(s)) * grpo_advantages(rows.reward.view(-1, s.cfg.group)[:, 1:]), (1, 0))
 
 
+# fmt: off
 METHODS |= {
-    "dft": Method("DFT 2508.05629", hint=whole, c=one, focus=likely, advantage=zero),
-    "dr_grpo": Method("Dr. GRPO 2503.20783", advantage=centred),
-    "dapo": Method("DAPO 2503.14476", advantage=token_mean, again=other_problems, settings={"clip_high": 0.28}),
-    "expert_iteration": Method("STaR 2203.14465", advantage=success),
-    "questa": Method("QuestA 2507.13266", hint=halves),
-    "adaback": Method("AdaBack 2506.18110", hint=interval, again=move_interval),
-    "bread": Method("BREAD 2506.17211", again=unit_by_unit),
-    "ghpo": Method("GHPO 2507.10628", again=by_quarters),
-    "superrl": Method("SuperRL 2506.01096 = HPT 2509.04419, gate 0", c=one, again=imitate),
-    "luffy": Method("LUFFY 2504.14945", hint=demonstration, c=own_advantage, focus=unlikely, advantage=centred),
-    "prefix_rft": Method("Prefix-RFT 2507.01679", hint=prefix, c=own_advantage, focus=open_ended),
-    "chord": Method("CHORD-phi 2508.11408", hint=demonstration, c=mu, focus=unsure, advantage=of_the_others),
+    #                           paper                             l              c        A
+    "dft":              Shaped("DFT 2508.05629",                  whole,         1,       0, times=likely),
+    "dr_grpo":          Method("Dr. GRPO 2503.20783",             0,             0,       centred),
+    "dapo":             Resample("DAPO 2503.14476",               0,             0,       token_mean),
+    "expert_iteration": Method("STaR 2203.14465",                 0,             0,       success),
+    "questa":           Method("QuestA 2507.13266",               halves,        0,       grpo),
+    "adaback":          Backtrack("AdaBack 2506.18110",           interval,      0,       grpo),
+    "bread":            Retry("BREAD 2506.17211",                 0,             0,       grpo, again=unit_by_unit),
+    "ghpo":             Retry("GHPO 2507.10628",                  0,             0,       grpo, again=by_quarters),
+    "superrl":          Retry("SuperRL 2506.01096 = HPT 2509.04419, gate 0", 0,  1,       grpo, again=imitate),
+    "luffy":            Shaped("LUFFY 2504.14945",                demonstration, centred, centred, times=unlikely),
+    "prefix_rft":       Shaped("Prefix-RFT 2507.01679",           prefix,        grpo,    grpo, times=open_ended),
+    "chord":            Shaped("CHORD-phi 2508.11408",            demonstration, mu_G,    of_the_others, times=unsure),
 }
+# fmt: on
+
+if __name__ == "__main__":
+    from train import main
+
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from nanouft import METHODS  # noqa: E402
+from nanouft import METHODS, GivenAnswers  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
 from notebooks.report import COLORS  # noqa: E402
 from train import DEFAULTS, Config  # noqa: E402
@@ -33,7 +33,8 @@ ARMS = {  # what of the grid makes a difference to which method
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
 }
-RELATIVES = {name: ["lr", "entropy_coef"] for name, method in METHODS.items() if name not in ARMS and not method.given}
+SAMPLING = [name for name, method in METHODS.items() if not isinstance(method, GivenAnswers)]
+RELATIVES = {name: ["lr", "entropy_coef"] for name in SAMPLING if name not in ARMS}
 RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
 MAIN = ["sft", "rft", "hint_only", "uft", "uft_uniform"]  # drawn with their spread
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows

@@ -5,10 +5,16 @@ python notebooks/one_stage.py        the grid that all arms were tuned with (res
 
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from notebooks.lab import measured  # noqa: E402
+from nanouft import METHODS, GivenAnswers, Rows, Step, from_scores, mse, whole  # noqa: E402
+from notebooks import lab  # noqa: E402
 from train import DEFAULTS, Config  # noqa: E402
 
 GRID = {
@@ -29,6 +35,32 @@ ARMS = {  # what of the grid makes a difference to which method; two stages begi
     "implicit_bce": ["lr", "beta"],
 }
 GRID_SEED = 100  # a base, a pool and samples that no figure shows
+
+
+def bce(r_hat: Tensor, score: Tensor) -> Tensor:
+    """cross-entropy of sigmoid(r_hat) and [score = 1]"""
+    return F.binary_cross_entropy_with_logits(r_hat, (score == 1).float(), reduction="none")
+
+
+def ce_and_mse(s: Step, rows: Rows) -> Tensor:
+    """hint_coef of demonstrations, as in SFT; of scored answers -dloss / dlog pi, loss = (sigmoid(r_hat) - score)^2"""
+    taught = torch.tensor([not problem.answers for problem in rows.problems], device=rows.reward.device)
+    return torch.where(taught.view(-1, s.cfg.group), s.cfg.hint_coef, from_scores(mse)(s, rows))
+
+
+METHODS |= {  # controls of this comparison alone
+    "implicit_bce": GivenAnswers("implicit UFT 2410.21438", whole, from_scores(bce), 0),
+    "ce_una": GivenAnswers("control", whole, ce_and_mse, 0),
+    "sft_una_replay": GivenAnswers("control", whole, ce_and_mse, 0, warm=True),
+}
+
+
+def measure(cfg: Config) -> dict:
+    """As any run is measured; but whoever looks for this function, in another process, finds the controls as well."""
+    return lab.measure(cfg)
+
+
+measured = partial(lab.measured, work=measure)
 
 
 def skills(method: str, seed: int, steps: int = 1000, **more) -> Config:

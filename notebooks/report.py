@@ -1,48 +1,50 @@
 """What comes out, for people: tables, curves, answers. train.py and the notebooks print and draw with it."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from data import Problem, Task
-from nanouft import METHODS, Rows, evenly, never
+from nanouft import METHODS, Method, Rows
+
+
+def said(cell) -> str:
+    """A cell of the table in words: a number, the name of a setting, or what a function says of itself."""
+    return (cell.__doc__ or cell.__name__) if callable(cell) else str(cell)
 
 
 def methods_table(names=METHODS) -> str:
-    """The README's table of methods, out of the code itself: what its functions say of themselves."""
-
-    def said(function) -> str:
-        return function.__doc__ or function.__name__
-
-    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "gate"]]
+    """The README's table of methods, out of the code itself."""
+    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "p_sft", "how it steps"]]
     lines += [["---"] * len(lines[0])]
     for name, m in ((name, METHODS[name]) for name in names):
-        c = ", times ".join(said(x) for x in (m.c, m.focus) if x is not evenly)
-        A = said(m.advantage) + "".join(f"; {name} {x}" for name, x in m.settings.items())
-        cells = ["L: scored answers" + " and demonstrations" * m.demos, c, "-"] if m.given else [said(m.hint), c, A]
-        gates = {"a step of sft if ": m.supervised, "again: ": m.again}
-        cells += ["; ".join(when + said(gate) for when, gate in gates.items() if gate is not never) or "-"]
-        lines += [[f"`{name}`", m.paper, *cells]]
+        sentence = type(m).__doc__.partition(".\n")[0].removesuffix(".") if type(m) is not Method else "-"
+        own = [said(getattr(m, f.name)) for f in fields(m)[len(fields(Method)) :]]
+        how = ": ".join([sentence, *own]) + ", and no demonstrations" * (not m.demos)
+        p_sft = "1 while t < warmup, then " * m.warm + said(m.p_sft)
+        lines += [[f"`{name}`", m.paper, *map(said, (m.length, m.c, m.advantage)), p_sft, how]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 CORE = "sft rft sft_rft r3 stage cosine hint_only uft uft_uniform sasr static mix implicit".split()
 EQUATIONS = [  # where to find what the papers write down
     ("GRPO", "advantage, from the group's mean and standard deviation", "centred / (std + 1e-6)"),
-    ("GRPO (3)", "clipped objective", "objective = suffix * torch.minimum(free, clipped)"),
+    ("GRPO (3)", "clipped objective", "surrogate = torch.minimum("),
     ("GRPO (4)", "k3 estimate of the KL", 'terms["kl"] = gap.exp() - gap - 1'),
     ("UFT, section 3", "p(t), down a cosine", "return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))"),
-    ("UFT, section 3", "l ~ Binomial(L, p(t)); 0 from T_hint on", "return s.rng.binomial(s.units, p)"),
-    ("UFT (3.3)", "+ beta log pi of the hint", "objective = objective + c * logp"),
-    ("UFT, algorithm 2", "l uniform in {0..L}", "return s.rng.integers(0, s.units + 1)"),
-    ("SASR", "G_last, and G_warmup, until the warm-up's end", 's.memory |= {"g": norm, "g_warmup": norm} if first(s)'),
-    ("SASR", "p_t = G_last / (G_last + gamma G_warmup)", 's.memory["p_sft"] = s.memory["g"] / ('),
-    ("SASR", "SFT if alpha < p_t", 'return s.coin.random() < s.memory["p_sft"]'),
-    ("implicit UFT", "r = beta log(pi / reference)", "return beta * (rows.hint[:, 1:] * gap).sum(1)"),
-    ("implicit UFT", "(sigmoid(r) - score)^2", "return (r.sigmoid() - score).square()"),
-    ("implicit UFT", "a demonstration is an answer with score 1", "for a in p.answers or"),
-    ("implicit UFT", "its gradient, as a weight on log pi", "return -beta * slope"),
-    ("DPO", "-log sigmoid(r - r')", "return -(better * F.logsigmoid"),
+    ("UFT, section 3", "l ~ Binomial(L, p(t)); 0 from T_hint on", "return s.rng.binomial(s.L, "),
+    ("UFT (3.3)", "+ beta log pi of the hint", "return surrogate.where(rows.suffix, rows.weight * logp)"),
+    ("UFT, algorithm 2", "l uniform in {0..L}", "return s.rng.integers(0, s.L + 1)"),
+    ("SASR", "G_last", 's.memory["g"] = g'),
+    ("SASR", "G_warmup, until the warm-up's end", 'g = s.memory["g_warmup"] = '),
+    ("SASR", "p_t = G_last / (G_last + gamma G_warmup)", 'return s.memory["g"] / ('),
+    ("SASR", "SFT if alpha < p_t", "if supervised := s.coin < p_sft"),
+    ("implicit UFT", "r = beta log(pi / reference)", "r_hat = s.cfg.beta * (gap * rows.hint).sum(1)"),
+    ("implicit UFT", "(sigmoid(r) - score)^2", "return (r_hat.sigmoid() - score).square()"),
+    ("implicit UFT", "a demonstration is an answer with score 1", "rows.reward[[not problem.answers"),
+    ("implicit UFT", "its gradient, as a weight on log pi", "return -beta * torch.func.grad("),
+    ("DPO", "-log sigmoid(r - r')", "F.logsigmoid"),
 ]
 
 

@@ -30,7 +30,7 @@ from data import Problem, Task  # noqa: E402
 from model import GPT, pad_rows, sample  # noqa: E402
 from nanouft import METHODS, Step, train_step  # noqa: E402
 from notebooks.export import write_llama  # noqa: E402
-from train import Config  # noqa: E402
+from train import Config, exploration  # noqa: E402
 
 WORDS, PROMPT, ANSWER, GROUP = 176, 8, 12, 8  # with two blocks of 64: 112 thousand parameters
 SIZES = (64, 512, 2048)  # rollouts
@@ -74,9 +74,12 @@ def our_step(method: str, task: Task, model: GPT, cfg: Config) -> Callable[[], d
     optimizer, rng, generator = adam(model), np.random.default_rng(0), torch.Generator().manual_seed(0)
     pool = [task.problem(rng) for _ in range(1024)]
 
+    def draw(share: float) -> list[Problem]:
+        return [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=cfg.problems > len(pool))]
+
     def step() -> dict:
-        some = [pool[i] for i in rng.choice(len(pool), cfg.problems, replace=cfg.problems > len(pool))]
-        return train_step(METHODS[method], model, model, [optimizer], task, some, Step(0, cfg, rng), generator)
+        s = Step(0, cfg, task, model, model, draw, rng, generator=generator)
+        return train_step(METHODS[method], s, [optimizer]) | exploration(s)
 
     return step
 
@@ -162,15 +165,16 @@ def generate(task: Lottery, folder: str, N: int, ragged: bool, repeat: int, thre
     problems = [task.problem(rng) for _ in range(N // n)]
     hints = rng.integers(0, ANSWER, len(problems)) * ragged
     prefixes = [task.encode(p.prompt + "".join(p.demo[:k])) for p, k in zip(problems, hints, strict=True)]
-    limits, generator = [ANSWER - k for k in hints.tolist()], torch.Generator().manual_seed(0)
     tokens, length = pad_rows(prefixes, task.pad, CPU, left=True)
+    prefixes = [prefix for prefix in prefixes for _ in range(n)]
+    limits, generator = [ANSWER - k for k in hints.tolist() for _ in range(n)], torch.Generator().manual_seed(0)
     mask = torch.arange(tokens.shape[1]) >= tokens.shape[1] - length[:, None]
     # generate has one limit for all: where prefixes differ, it writes as much behind the longest.
     how = GenerationConfig(
         do_sample=True, top_k=0, max_new_tokens=ANSWER, num_return_sequences=n, use_cache=True,
         eos_token_id=task.end, pad_token_id=task.pad,
     )  # fmt: skip
-    ours = lambda: sample(model, prefixes, n, limits, task.end, task.pad, 1.0, generator)  # noqa: E731
+    ours = lambda: sample(model, prefixes, limits, task.end, task.pad, 1.0, generator)  # noqa: E731
     theirs = lambda: peer.generate(tokens, attention_mask=mask.long(), generation_config=how)  # noqa: E731
     return turns(ours, theirs, repeat, thread_counts)
 

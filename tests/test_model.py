@@ -32,44 +32,51 @@ def uncached_greedy(model: GPT, prefix: list[int], limit: int) -> list[int]:
 def test_cached_ragged_greedy_equals_uncached_alone(model):
     """A cache written to the wrong column, padding that is looked at, positions that count padding."""
     limits = [9, 12, 7, 3]
-    new, _, count = sample(model, PREFIXES, 2, limits, STOP, PAD, temperature=0.0)
-    for i, (prefix, limit) in enumerate(zip(PREFIXES, limits, strict=True)):
-        expected = uncached_greedy(model, prefix, limit)
-        for row in (2 * i, 2 * i + 1):
-            assert new[row, : count[row]].tolist() == expected
-            assert (new[row, count[row] :] == PAD).all()
+    new, _ = sample(
+        model, PREFIXES * 2, limits * 2, STOP, PAD, temperature=0.0
+    )  # equal prefixes need not be side by side
+    for row, prefix, limit in zip(new, PREFIXES * 2, limits * 2, strict=True):
+        assert row == uncached_greedy(model, prefix, limit)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logp_is_of_the_distribution_that_was_sampled(model, temperature):
     """Log-probabilities at temperature 1 of what was sampled at 0.7: the ratio is then not 1 on the first update."""
-    new, logp, count = sample(model, PREFIXES, 3, [8] * 4, STOP, PAD, temperature, torch.Generator().manual_seed(1))
-    for row in range(12):
-        prefix, tokens = PREFIXES[row // 3], new[row, : count[row]].tolist()
+    prefixes = PREFIXES * 3
+    new, logp = sample(model, prefixes, [8] * 12, STOP, PAD, temperature, torch.Generator().manual_seed(1))
+    assert len(logp) == sum(map(len, new))
+    for prefix, tokens, own in zip(prefixes, new, logp.split([len(x) for x in new]), strict=True):
         logits = model(torch.tensor([prefix + tokens]))[0, len(prefix) - 1 : -1]
         expected = torch.log_softmax(logits / temperature, -1)[range(len(tokens)), tokens]
-        assert torch.allclose(logp[row, : count[row]], expected, atol=1e-5)
-        assert (logp[row, count[row] :] == 0).all()
+        assert torch.allclose(own, expected, atol=1e-5)
 
 
 def test_stop_ends_a_row_and_is_counted(model):
     """A stop token that is dropped gets no gradient: the model never learns to stop."""
-    new, _, count = sample(model, PREFIXES, 50, [20] * 4, STOP, PAD, generator=torch.Generator().manual_seed(2))
-    for row, n in zip(new.tolist(), count.tolist(), strict=True):
-        assert STOP not in row[: n - 1]
-        assert row[n - 1] == STOP or n == 20
-    assert (count < 20).any()
+    new, _ = sample(model, PREFIXES * 50, [20] * 200, STOP, PAD, generator=torch.Generator().manual_seed(2))
+    for row in new:
+        assert STOP not in row[:-1] and (row[-1] == STOP or len(row) == 20)
+    assert min(map(len, new)) < 20
 
 
 def test_samples_of_a_group_differ_from_the_first_token_on(model):
     """One draw copied n times: a group without variety has no advantage."""
-    first = sample(model, [[1]], 200, [1], STOP, PAD, generator=torch.Generator().manual_seed(3))[0][:, 0]
-    assert len(set(first.tolist())) > 3
+    first = sample(model, [[1]] * 200, [1] * 200, STOP, PAD, generator=torch.Generator().manual_seed(3))[0]
+    assert len(set(map(tuple, first))) > 3
+
+
+def test_equal_prefixes_are_read_once(model, monkeypatch):
+    """Eight times the work on every prompt, or its first row's answer for all of the group."""
+    read, forward = [], GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, x, cache=None: read.append(x.shape) or forward(self, x, cache))
+    sample(model, PREFIXES * 8, [1] * 32, STOP, PAD)
+    assert read == [(4, 6)]
 
 
 def test_sampling_follows_the_softmax(model):
     """Chi-square of 4,000 first tokens against the exact distribution; 31.3 is its 99.9 % point at 11 degrees."""
-    first = sample(model, [[3, 4]], 4000, [1], STOP, PAD, generator=torch.Generator().manual_seed(4))[0][:, 0]
+    first = sample(model, [[3, 4]] * 4000, [1] * 4000, STOP, PAD, generator=torch.Generator().manual_seed(4))[0]
+    first = torch.tensor(first)[:, 0]
     expected = 4000 * torch.softmax(model(torch.tensor([[3, 4]]))[0, -1], -1)
     chi2 = ((torch.bincount(first, minlength=VOCAB) - expected) ** 2 / expected.clamp(min=1e-3)).sum()
     assert chi2 < 31.3
@@ -77,10 +84,9 @@ def test_sampling_follows_the_softmax(model):
 
 def test_limits_of_zero_write_nothing(model):
     """A row that is complete already must not be sampled, nor shift its neighbours."""
-    new, _, count = sample(model, PREFIXES, 1, [0, 5, 0, 5], STOP, PAD, 0.0)
-    assert count[0] == count[2] == 0 and (new[0] == PAD).all()
-    assert new[3, : count[3]].tolist() == uncached_greedy(model, PREFIXES[3], 5)
-    assert sample(model, PREFIXES, 3, [0] * 4, STOP, PAD)[2].tolist() == [0] * 12
+    new, _ = sample(model, PREFIXES, [0, 5, 0, 5], STOP, PAD, 0.0)
+    assert new == [[], uncached_greedy(model, PREFIXES[1], 5), [], uncached_greedy(model, PREFIXES[3], 5)]
+    assert sample(model, PREFIXES, [0] * 4, STOP, PAD)[0] == [[]] * 4
 
 
 def test_many_rows_are_written_like_one(model):
@@ -88,16 +94,15 @@ def test_many_rows_are_written_like_one(model):
     rng = np.random.default_rng(0)
     prefixes = [rng.integers(0, STOP, n).tolist() for n in rng.integers(1, 20, 400)]  # in all, 4,000 tokens
     limits = rng.integers(0, 9, 400).tolist()
-    greedy, _, greedy_count = sample(model, prefixes, 1, limits, STOP, PAD, 0.0)
-    new, logp, count = sample(model, prefixes, 2, limits, STOP, PAD, generator=torch.Generator().manual_seed(5))
-    for i, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
-        assert greedy[i, : greedy_count[i]].tolist() == uncached_greedy(model, prefix, limit)
-        for row in (2 * i, 2 * i + 1):
-            tokens = new[row, : count[row]].tolist()
-            assert STOP not in tokens[:-1] and (tokens[-1:] == [STOP] or len(tokens) == limit)
-            distribution = model(torch.tensor([prefix + tokens]))[0, len(prefix) - 1 : -1].log_softmax(-1)
-            assert torch.allclose(logp[row, : count[row]], distribution[range(len(tokens)), tokens], atol=1e-4)
-            assert (new[row, count[row] :] == PAD).all() and (logp[row, count[row] :] == 0).all()
+    greedy, _ = sample(model, prefixes, limits, STOP, PAD, 0.0)
+    new, logp = sample(model, prefixes * 2, limits * 2, STOP, PAD, generator=torch.Generator().manual_seed(5))
+    for prefix, limit, row in zip(prefixes, limits, greedy, strict=True):
+        assert row == uncached_greedy(model, prefix, limit)
+    own = logp.split([len(x) for x in new])
+    for prefix, limit, tokens, ours in zip(prefixes * 2, limits * 2, new, own, strict=True):
+        assert STOP not in tokens[:-1] and (tokens[-1:] == [STOP] or len(tokens) == limit)
+        distribution = model(torch.tensor([prefix + tokens]))[0, len(prefix) - 1 : -1].log_softmax(-1)
+        assert torch.allclose(ours, distribution[range(len(tokens)), tokens], atol=1e-4)
 
 
 @pytest.mark.parametrize("random, token", [(0.0, 2), (1 - 2**-24, 1)])  # the smallest and the largest that torch draws
@@ -107,8 +112,8 @@ def test_what_cannot_be_is_never_drawn(model, monkeypatch, random, token):
     logits[..., [1, 2]] = 0.0
     monkeypatch.setattr(GPT, "forward", lambda self, tokens, cache=None: logits.expand(len(tokens), 1, VOCAB))
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, random))
-    new, logp, _ = sample(model, [[3]], 1, [4], STOP, PAD)
-    assert new.tolist() == [[token] * 4] and torch.allclose(logp, torch.tensor(0.5).log())
+    new, logp = sample(model, [[3]], [4], STOP, PAD)
+    assert new == [[token] * 4] and torch.allclose(logp, torch.tensor(0.5).log())
 
 
 def test_block_is_llamas(model):

@@ -6,22 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_nanouft import a_step
 
 from data import TASKS
 from model import GPT
-from nanouft import (
-    METHODS,
-    Step,
-    bce,
-    dpo,
-    evenly,
-    grpo_advantages,
-    mse,
-    rollout,
-    score_weights,
-    train_step,
-    update,
-)
+from nanouft import METHODS, dpo, grpo_advantages, mse, rollout, score_weights, train_step, update
+from notebooks.one_stage import bce
 from train import Config
 
 CFG = Config(group=4, hint_steps=10, warmup=2, kl_coef=0.1, entropy_coef=0.1)
@@ -55,18 +45,19 @@ def test_weights_of_scored_answers_are_finite(loss):
     assert score_weights(loss, r, score, 0.1).isfinite().all()
 
 
-def at_limits(model: GPT, task, kind: str):
-    """Rows with full hints, without hints, mixed, or that end with their first token."""
+def at_limits(model: GPT, task, kind: str, **settings):
+    """A step whose rows have full hints, no hints, mixed ones, or end with their first token."""
     problems, P = task.split("pool", 6, 0), 6
-    hints = {"full": np.full(P, 3), "none": np.zeros(P, int), "mixed": np.arange(P) % 4, "ended": np.zeros(P, int)}[
-        kind
-    ]
-    rows = rollout(model, task, problems, hints, 4, 1.0, torch.Generator().manual_seed(0))
+    hints = {"full": np.full(P, 3), "none": np.zeros(P, int), "mixed": np.arange(P) % 4, "ended": np.zeros(P, int)}
+    each = [problem for problem in problems for _ in range(4)]
+    rows = rollout(model, task, each, hints[kind].repeat(4), 1.0, torch.Generator().manual_seed(0))
     if kind == "ended":
         first = rows.suffix & (rows.suffix.cumsum(1) == 1)
         rows = replace(rows, suffix=first, tokens=rows.tokens.where(~first, task.end))
-    rows.advantage, rows.hint_weight = torch.linspace(-2, 2, 24), torch.linspace(0, 1, 24)
-    return rows
+    A, c = torch.linspace(-2, 2, 24)[:, None], torch.linspace(0, 1, 24)[:, None]
+    s = a_step(model, task, problems, base=copy.deepcopy(model))
+    s.cfg, s.rows = CFG, replace(rows, weight=A * rows.suffix + c * rows.hint)
+    return s
 
 
 @pytest.mark.parametrize("kind", ["full", "none", "mixed", "ended"])
@@ -75,10 +66,9 @@ def test_losses_at_the_limits(task, kind, scale):
     """Logits from all equal up to some 1e4, rows with nothing to train on one side: 0 * inf, a mean over nothing."""
     model = fresh(task, scale)
     assert scale < 1e4 or model(torch.zeros(1, 1, dtype=torch.long)).abs().max() > 1e3
-    rows = at_limits(model, task, kind)
-    assert rows.logp.isfinite().all()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    found = update(rows, [optimizer], evenly, Step(6, CFG, None, Z=100, model=model, base=copy.deepcopy(model)))
+    s = at_limits(model, task, kind)
+    assert s.rows.logp.isfinite().all()
+    found = update(METHODS["uft"], s, [torch.optim.SGD(model.parameters(), lr=0.0)])
     assert all(np.isfinite(x) for x in found.values())
     assert (found["trained_rows"] > 0) and all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -86,12 +76,11 @@ def test_losses_at_the_limits(task, kind, scale):
 def test_what_is_not_finite_stops_the_run_and_has_a_name(task):
     """A NaN that is trained on: every later number is one."""
     model = fresh(task)
-    rows = at_limits(model, task, "mixed")
-    rows.logp = rows.logp - 1e4  # a ratio of exp(10,000)
+    s = at_limits(model, task, "mixed")
+    s.rows.logp = s.rows.logp - 1e4  # a ratio of exp(10,000)
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(FloatingPointError, match=r"step 7: the (loss|grad_norm) is (inf|nan); start again with"):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        update(rows, [optimizer], evenly, Step(6, CFG, None, Z=100, model=model, base=fresh(task)))
+    with pytest.raises(FloatingPointError, match=r"the loss is (inf|nan), the norm of its gradient"):
+        update(METHODS["uft"], s, [torch.optim.SGD(model.parameters(), lr=1.0)])
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
@@ -99,11 +88,11 @@ def test_what_is_not_finite_stops_the_run_and_has_a_name(task):
 def test_bf16(task, method):
     """Half precision where a sum needs more, or a type that does not fit another."""
     model = fresh(task).bfloat16()
-    cfg, optimizer = replace(CFG, problems=6), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for t in range(4):
-        step = Step(t, cfg, np.random.default_rng(t), {"g": 1.0, "g_warmup": 1.0}, np.random.default_rng(t))
-        generator = torch.Generator().manual_seed(t)
-        some = task.split("pool", 6, 0)
-        found = train_step(METHODS[method], model, fresh(task).bfloat16(), [optimizer], task, some, step, generator)
+        memory, some = {"g": 1.0, "g_warmup": 1.0}, task.split("pool", 6, 0)
+        s = a_step(model, task, some, t, seed=t, coin=0.2 * t, memory=memory, base=fresh(task).bfloat16())
+        s.cfg = replace(CFG, problems=6)
+        found = train_step(METHODS[method], s, [optimizer])
         assert all(np.isfinite(x) for x in found.values())
     assert model(torch.zeros(1, 2, dtype=torch.long)).dtype == torch.float32

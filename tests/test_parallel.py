@@ -14,15 +14,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_nanouft import Keep
+from test_nanouft import Keep, a_step, some_rows
 
 from data import TASKS
 from model import GPT
-from nanouft import METHODS, Rows, Step, evenly, rollout, train_step, update
-from train import Config
+from nanouft import METHODS, train_step, update
+from train import Config, draw, load, make_task, randomness, splits
 
 ROOT = Path(__file__).parent.parent
-CFG = Config(group=4, hint_steps=10, warmup=2, test=0, entropy_coef=0.02)
+CFG = Config(problems=6, group=4, hint_steps=10, warmup=2, test=0)
 
 
 def fixed():
@@ -30,27 +30,33 @@ def fixed():
     model = GPT(task.vocab, 1, 32, task.prompt_tokens + task.answer_tokens)
     model.init_weights(torch.Generator().manual_seed(0))
     problems = task.split("pool", 6, 0)
-    rows = rollout(model, task, problems, np.arange(6) % 4, CFG.group, 1.0, torch.Generator().manual_seed(0))
-    rows.advantage, rows.hint_weight = torch.linspace(-1, 1, 24), torch.linspace(0, 1, 24)
-    return task, model, problems, rows
+    rows = some_rows(model, task, problems, np.arange(6) % 4)
+    A, c = torch.linspace(-1, 1, 24)[:, None], torch.linspace(0, 1, 24)[:, None]
+    return task, model, problems, replace(rows, weight=A * rows.suffix + c * rows.hint)
+
+
+def a_part(problems_of, task, model, problems):
+    """A step on some of the problems, and an optimizer that keeps its gradient."""
+    s = a_step(model, task, [problems[i] for i in problems_of], base=copy.deepcopy(model))
+    s.cfg = CFG
+    return s, Keep(model)
 
 
 def supervised(problems_of, task, model, problems, rows) -> torch.Tensor:
     """A whole step of sft on some of the problems."""
-    keep = Keep(model)
-    some = [problems[i] for i in problems_of]
-    train_step(METHODS["sft"], model, model, [keep], task, some, Step(0, CFG, np.random.default_rng(0)), None)
+    s, keep = a_part(problems_of, task, model, problems)
+    train_step(METHODS["sft"], s, [keep])
     return keep.gradient
 
 
 def explored(problems_of, task, model, problems, rows, useful=slice(0, 24)) -> torch.Tensor:
     """An update on the rows of some of the problems, of which only the useful ones have weights."""
-    keep, weight = Keep(model), torch.zeros(24)
-    weight[useful] = 1.0
+    s, keep = a_part(problems_of, task, model, problems)
+    keeps = torch.zeros(24, 1)
+    keeps[useful] = 1.0
     some = torch.tensor([4 * i + k for i in problems_of for k in range(4)])
-    rows = replace(rows, advantage=rows.advantage * weight, hint_weight=rows.hint_weight * weight)
-    s = Step(0, replace(CFG, entropy_coef=0.0), None, Z=24 * 18, model=model, base=copy.deepcopy(model))
-    update(Rows(*(x[some] for x in vars(rows).values())), [keep], evenly, s)
+    s.rows = replace(rows, weight=rows.weight * keeps).take(some)
+    update(METHODS["uft"], s, [keep])
     return keep.gradient
 
 
@@ -86,22 +92,27 @@ def test_two_processes_have_the_gradient_of_one(work, tmp_path):
 
 
 def test_torchrun_trains_and_one_process_writes(tmp_path):
-    """Processes that toss different coins, that drift apart, or that each write a folder."""
-    sizes = (
-        "--task tree --horizon 4 --fork 1 --steps 12 --eval_every 6 --hint_steps 8 --warmup 3 --problems 5 --group 8"
-    )
-    command = f"train.py {sizes} --method sasr dapo --out {tmp_path}/run"
+    """Processes that toss different coins, that draw the same problems, that drift apart, or that each write a folder;
+    a memory of which only the first process's part is kept."""
+    sizes = "--task chain --horizon 4 --steps 12 --eval_every 6 --hint_steps 8 --warmup 3 --problems 5 --group 8"
+    sizes += " --demos 99 --validation 4 --test 0"
+    command = f"train.py {sizes} --method sasr dapo adaback --out {tmp_path}/run"
     where = "--nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", *where.split(), *command.split()]
     done = subprocess.run(torchrun, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("device cpu") == 1
-    assert done.stdout.count("sasr answers") + done.stdout.count("dapo answers") == 1
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["curves.png", "dapo", "sasr"]
-    for method in ("sasr", "dapo"):
+    assert done.stdout.count("adaback answers") == 1
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adaback", "curves.png", "dapo", "sasr"]
+    for method in ("sasr", "dapo", "adaback"):
         metrics = [json.loads(x) for x in (tmp_path / "run" / method / "metrics.jsonl").read_text().splitlines()]
         assert [m["step"] for m in metrics] == list(range(13))
         assert all(m["supervised"] in (0, 1) for m in metrics[1:])
         if method == "sasr":  # all five problems of a step explore, or none
             assert {b["rollouts"] - a["rollouts"] for a, b in zip(metrics, metrics[1:], strict=False)} == {0, 40}
+    saved = load(tmp_path / "run" / "adaback" / "checkpoint.pt")
+    cfg = Config(**saved["config"])
+    pool = splits(cfg, make_task(cfg))["pool"]
+    drawn = {p.prompt for t in range(12) for p in draw((pool, []), 5, 1.0, randomness(cfg, 0, t, 0)[0])}
+    assert saved["state"]["memory"].keys() - {"rho"} == drawn

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_nanouft import Keep
+from test_nanouft import Keep, a_step
 
 import train
 from data import TASKS
 from model import GPT
-from nanouft import METHODS, Step, bce, dpo, mse, score_weights, share_of_demos, train_step
+from nanouft import METHODS, dpo, mse, score_weights, train_step
+from notebooks.one_stage import bce
 from train import DEFAULTS, Config, draw, run
 
 CFG = Config(group=3, beta=0.3, warmup=2, hint_coef=0.7, share=0.5)
@@ -79,10 +80,11 @@ def test_the_base_plays_without_regard_to_the_tag(task):
 def test_gradient_is_the_scored_loss_s(task, problems, name):
     """Against the paper's losses, written down directly: a wrong sign, mask, beta or reference; one answer's weight on
     another; demonstrations that count for one row of their group instead of all."""
-    model, base, method = untrained(task, 0), untrained(task, 1), METHODS[name]
-    keep, step = Keep(model), Step(9, CFG, np.random.default_rng(0))  # after the warm-up
+    model, base = untrained(task, 0), untrained(task, 1)
     some = problems[2:] if name == "sft_dpo" else problems
-    metrics = train_step(method, model, base, [keep], task, some, step, None)
+    keep, s = Keep(model), a_step(model, task, some, 9, coin=0.5, base=base)  # after the warm-up
+    s.cfg = replace(CFG, problems=len(some))
+    metrics = train_step(METHODS[name], s, [keep])
 
     loss = 0.0
     for p in some:
@@ -103,7 +105,7 @@ def test_gradient_is_the_scored_loss_s(task, problems, name):
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss / (len(some) * 3 * 7), model.parameters())])
     ours = keep.gradient * max(1, metrics["grad_norm"])  # as it was before clipping
     assert gradient.norm() > 1e-4 and torch.allclose(ours, gradient, rtol=1e-3, atol=1e-5 * gradient.norm().item())
-    assert metrics["rollouts"] == 0 and metrics["sampled_tokens"] == 0
+    assert not s.rows.suffix.any() and (s.rows.hint & (s.rows.tokens == task.end)).any(1).all()  # nothing is sampled
 
 
 def test_weights_by_hand():
@@ -121,17 +123,26 @@ def test_weights_by_hand():
     assert torch.allclose(score_weights(dpo, r + 5, scores, beta), score_weights(dpo, r, scores, beta))
 
 
-def test_what_is_drawn_when():
-    """Two stages that both see everything; or one stage that does not."""
+def shares(name: str, task, problems: list, share: float = 0.5) -> list[float]:
+    """What a method asks for in two steps of the warm-up, and in one behind it that is not supervised, one that is."""
+    asked, model = [], untrained(task, 0)
+    for t, coin in ((0, 0.9), (1, 0.9), (2, 0.99), (2, 0.0)):
+        s = a_step(model, task, problems, t, coin=coin, memory={"g": 1.0, "g_warmup": 1.0})
+        s.cfg = replace(CFG, share=share, problems=5)
+        s.draw = lambda share: asked.append(share) or [p for p in problems if bool(p.demo) >= (share == 1)]
+        train_step(METHODS[name], s, [Keep(model)])
+    return asked
 
-    def shares(name: str, t: int) -> float:
-        return share_of_demos(METHODS[name], Step(t, CFG, None))
 
-    for name, stages in {
-        "sft": (1, 1), "una": (0, 0), "implicit": (0.5, 0.5), "ce_una": (0.5, 0.5), "rft": (0.5, 0.5),
-        "sft_una": (1, 0), "sft_dpo": (1, 0), "sft_una_replay": (1, 0.5), "sft_rft": (1, 0.5),
+def test_what_is_drawn_when(task, problems):
+    """Two stages that both see everything; one stage that does not; supervised steps without demonstrations, which
+    have half of the gradient, and so half of SASR's probability."""
+    for name, asked in {
+        "sft": [1, 1, 1, 1], "una": [0, 0, 0, 0], "implicit": [0.5] * 4, "ce_una": [0.5] * 4, "rft": [0.5] * 4,
+        "sft_una": [1, 1, 0, 0], "sft_dpo": [1, 1, 0, 0], "sft_una_replay": [1, 1, 0.5, 0.5],
+        "sft_rft": [1, 1, 0.5, 0.5], "sasr": [1, 1, 0.5, 1], "mix": [1, 1, 0.5, 1], "static": [1, 1, 1, 1],
     }.items():  # fmt: skip
-        assert (shares(name, 1), shares(name, 2)) == stages, name
+        assert shares(name, task, problems) == asked, name
     taught, scored = [object() for _ in range(9)], [object() for _ in range(9)]
     rng = np.random.default_rng(0)
     for share, n in ((0.0, 0), (0.25, 2), (1.0, 8)):
@@ -144,18 +155,11 @@ def test_two_stages_resume_and_their_reference(tmp_path, monkeypatch):
     """A reference that is lost when a run goes on; a second stage that starts twice; scored answers that change."""
     seen = []
 
-    def spy(method, model, base, optimizers, task, problems, s, generator):
-        same = all(torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
-        record = train_step(method, model, base, optimizers, task, problems, s, generator)
-        seen.append(
-            (
-                s.t,
-                same,
-                optimizers[0].param_groups[0].get("lr"),
-                record["sampled_tokens"],
-                [p.answers for p in problems],
-            )
-        )
+    def spy(method, s, optimizers):
+        same = all(torch.equal(a, b) for a, b in zip(s.model.parameters(), s.base.parameters(), strict=True))
+        record = train_step(method, s, optimizers)
+        sampled = bool(s.rows.suffix.any())
+        seen.append((s.t, same, optimizers[0].param_groups[0].get("lr"), sampled, [p.answers for p in s.problems]))
         return record
 
     monkeypatch.setattr(train, "train_step", spy)
@@ -173,6 +177,28 @@ def test_two_stages_resume_and_their_reference(tmp_path, monkeypatch):
         assert [x[2] for x in steps] == [cfg.lr] * 4 + [1e-4] * 4 and not any(x[3] for x in steps)
         assert not any(a for x in steps[:4] for a in x[4]) and all(len(a) == 4 for x in steps[4:] for a in x[4])
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+def test_a_demonstration_has_score_one_whatever_it_earns():
+    """The reward of a demonstration that is worth half, in the place of its score: sigmoid(r_hat) is drawn to 0.5."""
+    tree = TASKS["tree"](horizon=4, fork=2)
+    model = untrained(tree, 0)
+    s = a_step(model, tree, [tree.only], coin=0.5, base=untrained(tree, 1))
+    assert tree.reward(tree.only, "".join(tree.only.demo)) == 0.5
+    train_step(METHODS["implicit"], s, [Keep(model)])
+    assert s.rows.reward.tolist() == [1.0] * 4 and (s.rows.weight[s.rows.hint] > 0).all()
+
+
+def test_weights_of_a_batch_by_hand(task, problems):
+    """The weight of another answer, or of the whole group; weights on prompts. At the base sigma is 1/2, so c = 2 beta
+    (score - 1/2) / 4."""
+    model = untrained(task, 0)
+    s = a_step(model, task, problems)
+    s.cfg, s.problems = replace(CFG, beta=0.4), problems[1:3]
+    rows = METHODS["implicit"].explore(s)
+    weight = METHODS["implicit"].weigh(s, rows)
+    for i, c in enumerate([0.1, 0.1, 0.1, 0.1, 0.0, -0.08]):  # the demonstration three times; 1.0, 0.5, 0.1
+        assert weight[i].tolist() == pytest.approx([0.0] * 8 + [c] * 7, abs=1e-6)
 
 
 def test_methods_for_scored_answers_say_where_they_are(tmp_path):
