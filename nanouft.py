@@ -31,7 +31,8 @@ The whole loss, for several updates on the same rows, and with two extras whose 
 The *ratio* is a suffix token's probability now, over its probability when it was sampled; S is the entropy of the word
 in its place. Hint tokens were never sampled, so they have no ratio. Everything is a sum over tokens, divided once by
 one constant, Z = P * G * the longest answer allowed: neither the length of an answer, nor rows that are left out, nor
-micro-batches change what a token weighs. Every row of a group counts: G rows with the same hint push it by G * c.
+micro-batches change what a token weighs. Every row counts: G rows with the same hint push it by G * c in all. (With
+several processes P is the number of problems in all of them together.)
 
 What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
@@ -39,8 +40,9 @@ What the papers say, and what is decided here:
  2. GRPO (2402.03300): the advantage is (r - mean) / std of the row's own group, the ratio is clipped, and KL is
     estimated as k3. Its mean over each answer's tokens is gone, for one Z. Its beta is our kl_coef.
  3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
-    g is the gradient's norm, before clipping, in the latest SFT step. g_warmup is the mean of these norms over the last
-    25 steps of the warm-up (one step's in the paper), and is frozen from then on. g starts out as g_warmup.
+    g is the gradient's norm, before clipping, in the latest SFT step (in its first update, if it has several). g_warmup
+    is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g starts out as it.
+    (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
  5. stage and cosine are UFT's baselines, and static is SASR's; hint_only and mix are controls of ours.
@@ -227,8 +229,8 @@ def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
 
 
 def shared_once(rows: Rows, G: int) -> Tensor:
-    """(N, T) weights that have the same gradient, on fewer rows. Rows with the hint of their group's first row have the
-    same log-probabilities there, so the first can carry the sum of their weights."""
+    """(N, T) weights that have the same gradient, on fewer rows. Where a row's hint is, as a whole, that of its group's
+    first row, its log-probabilities there are the same, too: so that row takes over the weights of all of these."""
     given, weight = (x.unflatten(0, (-1, G)) for x in (rows.tokens.where(rows.hint, -1), rows.weight))  # (P, G, T)
     shared = (given == given[:, :1]).all(2, keepdim=True) & (given >= 0)
     total, weight = weight.where(shared, 0.0).sum(1), weight.masked_fill(shared, 0.0)
@@ -273,12 +275,13 @@ def train_step(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     for _ in range(s.cfg.updates):
         s.rows.weight = method.weigh(s, s.rows)
         updates.append(update(method, s, optimizers))
-    if supervised:  # SASR's two numbers; this is the only place that sets them
-        g = updates[0]["grad_norm"]
-        if warming:
-            norms = s.memory["warmup_norms"] = [*s.memory.get("warmup_norms", []), g][-25:]
-            g = s.memory["g_warmup"] = sum(norms) / len(norms)
-        s.memory["g"] = g
+    # SASR's two numbers, set here and nowhere else: both in the warm-up; after it g alone, in supervised steps
+    norm = updates[0]["grad_norm"]
+    if warming:
+        norms = s.memory["warmup_norms"] = [*s.memory.get("warmup_norms", []), norm][-25:]
+        s.memory["g"] = s.memory["g_warmup"] = sum(norms) / len(norms)
+    elif supervised:
+        s.memory["g"] = norm
     return updates[-1] | {"supervised": int(supervised), "p_sft": p_sft}
 
 
@@ -364,12 +367,12 @@ def adaptive(s: Step) -> float:
 class GivenAnswers(Method):
     """Whole answers are given, nothing is sampled.
 
-    Each row is an answer in the hint's place, with its score as the reward: one of the problem's scored answers or, G
-    times over, its demonstration, whose score is 1.
+    Each row is an answer in the hint's place: one of the problem's G scored answers, whose score is the task's reward
+    for it, or, G times over, the problem's demonstration, whose score is 1.
     """
 
     def explore(self, s: Step) -> Rows:
-        # The whole answer is one unit. A problem with scored answers has G of them.
+        # The whole answer is one unit, and the hint is that unit, whatever the table says of l.
         given = [replace(p, demo=[a]) for p in s.problems for a in p.answers or ["".join(p.demo)] * s.cfg.group]
         rows = s.rollout(given, [1] * len(given))
         rows.reward[[not problem.answers for problem in given]] = 1.0
