@@ -6,7 +6,7 @@ A problem has a prompt x and a demonstration, cut into units u_1 ... u_L (countd
     \__/  \________/         \______________________________/
     read  hint: weight c     suffix: weight A, the row's advantage
 
-and a step of training raises or lowers the log-probability of each token by its weight:
+and a step of training raises the log-probability of each token, or lowers it, as its weight says:
 
     gradient of the loss  =  - 1/Z  sum over all tokens of all rows   weight * grad log pi(token)
 
@@ -28,17 +28,18 @@ The whole loss, for several updates on the same rows, and with two extras whose 
     loss  =  - 1/Z ( sum over hint tokens    c * log pi(token)
                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )
 
-The *ratio* is a suffix token's probability now, over its probability when it was sampled; S is the entropy of the word
-in its place. Hint tokens were never sampled, so they have no ratio. Everything is a sum over tokens, divided once by
-one constant, Z = P * G * the longest answer allowed: neither the length of an answer, nor rows that are left out, nor
-micro-batches change what a token weighs. Every row counts: G rows with the same hint push it by G * c in all. (With
-several processes P is the number of problems in all of them together.)
+The *ratio* is a suffix token's probability now, over its probability when it was sampled. Hint tokens were never
+sampled, so they have no ratio. KL estimates how far pi has moved from the base, and S is the entropy of the
+distribution that the token was drawn from. Everything is a sum over tokens, divided once by one constant, Z = P * G *
+the longest answer allowed (where there are several processes, P is of all of them together). So neither the length of
+an answer, nor rows that are left out, nor micro-batches change what a token weighs. Every row counts: G rows with the
+same hint push it by G * c in all.
 
 What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
     T_hint on there are none. The paper's one beta is two coefficients here, hint_coef (which is c) and kl_coef.
  2. GRPO (2402.03300): the advantage is (r - mean) / std of the row's own group, the ratio is clipped, and KL is
-    estimated as k3. Its mean over each answer's tokens is gone, for one Z. Its beta is our kl_coef.
+    estimated as k3 (see loss_terms). The one Z replaces GRPO's mean over each answer's tokens. Its beta is our kl_coef.
  3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
     g is the gradient's norm, before clipping, in the latest SFT step (in its first update, if it has several). g_warmup
     is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g starts out as it.
@@ -114,10 +115,10 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
-    """log pi of each token of the answers, and the entropy of the word in its place: (N, T), as all that is about
-    tokens. Column 0 is 0, for nothing comes before it."""
+    """log pi of each token of the answers, and the entropy of the distribution in its place: both (N, T), like all that
+    is about tokens. Column 0 is 0, for nothing comes before it."""
     words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)  # (N, T-1, V)
-    own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # prompts may have words that are not in V
+    own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # in prompts there may be words without a logit
     return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), F.pad(-(words.exp() * words).sum(-1), (1, 0))
 
 
@@ -134,13 +135,13 @@ class Step:
     task: Task
     model: GPT  # the policy
     base: GPT
-    draw: Callable[[float], list[Problem]]  # P problems. If some have scored answers, the share with demonstrations
+    draw: Callable[[float], list[Problem]]  # draw(share): P problems, that share of them with a demonstration
     rng: np.random.Generator
     coin: float = 0.0  # uniform in [0, 1)
     generator: torch.Generator | None = None
     memory: dict = field(default_factory=dict)  # what a method keeps from step to step: numbers, a part of checkpoints
     problems: list[Problem] = field(default_factory=list)  # P of them
-    explored: list[Rows] = field(default_factory=list)  # everything that was rolled out, also what was given up
+    explored: list[Rows] = field(default_factory=list)  # all that was rolled out, whatever became of it
     rows: Rows | None = None  # what the step learns from
 
     @property
@@ -183,7 +184,7 @@ class Method:
 
     def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
         """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
-        of weight * logp: ratios are 1, and grad ratio = grad log pi.
+        of weight * logp: ratios are 1, and grad ratio = grad log pi. (entropy is for methods that weigh tokens by it.)
 
         Clipping acts from the second update on, where a token has moved far enough (low, high = 0.8, 1.2):
             A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up
@@ -219,8 +220,8 @@ def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
         with torch.no_grad():
             gap = log_probs(s.base, rows)[0]
         gap = (gap - logp).where(rows.suffix, 0.0)
-        # GRPO (4), "k3": -gap estimates the KL. exp(gap) - 1 makes each term >= 0, and is 0 on average: exp(gap) is
-        # base / pi, and the sum of pi * base / pi over all words is 1.
+        # GRPO (4), "k3". The mean of -gap = log pi - log base over samples of pi is the KL. Adding exp(gap) - 1 makes
+        # each term >= 0, and adds 0 on average: exp(gap) is base / pi, and pi * base / pi sums to 1 over all words.
         terms["kl"] = gap.exp() - gap - 1
         terms["loss"] = terms["loss"] + s.cfg.kl_coef * terms["kl"]
     if s.cfg.entropy_coef:
@@ -273,7 +274,7 @@ def train_step(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     s.rows = method.explore(s)
     updates = []
     for _ in range(s.cfg.updates):
-        s.rows.weight = method.weigh(s, s.rows)
+        s.rows.weight = method.weigh(s, s.rows)  # anew each time: a score's c depends on the policy
         updates.append(update(method, s, optimizers))
     # SASR's two numbers, set here and nowhere else: both in the warm-up; after it g alone, in supervised steps
     norm = updates[0]["grad_norm"]
@@ -334,11 +335,15 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 
     Why this, as a weight on log pi, raises the reward. Sampling has no gradient, but for answers y
         grad E[r] = sum r(y) grad pi(y) = sum pi(y) r(y) grad log pi(y) = E[ r grad log pi ],
-    which rollouts estimate. E[ grad log pi ] = grad sum pi(y) = 0, so r less a constant serves as well, with less noise
-    (the mean has the row itself in it: that only scales by 1 - 1/G). And log pi(y) is a sum over tokens, so each token
-    gets the weight of its row. Two words, p = 1/4 from a logit, r = 1 and 0: the truth is p (1 - p) = 3/16; a rollout
-    says 1 * (1 - p) = 3/4 one time in four, else 0. To divide by std is a choice: it lifts problems that nearly always
-    or nearly never succeed. Where all did equally well there is nothing to compare: exactly 0, however the mean rounds.
+    since grad pi = pi grad log pi; and rollouts estimate the right side. A constant may be taken off r, which makes it
+    less noisy: E[ grad log pi ] = grad sum pi(y) = grad 1 = 0. (A row is part of its own group's mean; on average that
+    scales the gradient by 1 - 1/G.) And log pi(y) is a sum over tokens, so each token gets the weight of its row.
+
+    By hand: answers of one word, right with probability p = sigmoid(z) = 1/4, then r = 1, else 0. dE[r]/dz = p (1 - p)
+    = 3/16. A rollout estimates it as r * dlog pi/dz: 1 * (1 - p) = 3/4 one time in four, else 0. On average: 3/16.
+
+    To divide by std is a choice: it gives more weight to problems that nearly always or nearly never succeed. Where
+    all rows did equally well there is nothing to compare, and A is exactly 0, however the mean was rounded.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     std = (centred.square().sum(1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
@@ -401,9 +406,9 @@ def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> 
 
 
 def from_scores(loss: Callable) -> Callable:
-    """The column c for a loss on r_hat = beta log(pi(y|x) / base(y|x)). That is the reward for which pi is the best
-    policy, if leaving the base costs beta times the KL. (As in DPO, less beta log Z(x): it cancels in a pair, and UNA
-    sets it to 0.)"""
+    """The column c for a loss on the implicit reward r_hat = beta log(pi(y|x) / base(y|x)). Where a reward r is to be
+    raised, and leaving the base costs beta * KL, the best policy is base * exp(r / beta), up to a factor for each
+    prompt. Solved for r that is r_hat, up to a constant for each prompt, which the paper sets to 0."""
 
     @torch.no_grad()
     def c(s: Step, rows: Rows) -> Tensor:
