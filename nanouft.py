@@ -17,9 +17,9 @@ for RFT. Implicit-reward UFT learns from whole answers that are given, each with
 
 train_step is the engine. METHODS, on the last page, is the table of all methods. Read these two, then from here.
 
-The words. The *policy* pi is the model in training; the *base* is a frozen copy from before. A *rollout* samples an
-answer. Its *reward* is 1.0 if it is right, 0.1 if it is well-formed but wrong, else 0. A *group* is G rows of the same
-problem, and a row's *advantage* is how much better than its own group it did. In shape comments:
+The words. The *policy* pi is the model in training; the *base* is a frozen copy from before this training. A *rollout*
+samples an answer. Its *reward* says how good it is (mostly 1.0 right, 0.1 well-formed but wrong, 0 neither). A *group*
+is G rows of the same problem, and a row's *advantage* is how much better than its own group it did. In shape comments:
 
     P problems   G rows of each   N = P * G rows   T tokens   L units in a demonstration, of which a hint has l
 
@@ -210,8 +210,11 @@ def all_sum(x: Tensor) -> Tensor:
 
 
 def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
-    """Sums over the rows' tokens: Z times the loss, and what is logged beside it. Do not read progress off the loss: of
-    the suffixes, at ratio 1, it is minus the sum of A * length, near 0 however good they are. Its gradient is not 0."""
+    """Sums over the rows' tokens: Z times the loss, and what is logged beside it.
+
+    Do not read progress off the loss. At ratio 1 a suffix token adds -A to it, whatever its probability, and the A of a
+    group sum to 0: with answers of one length the sum is 0, however good they are. The gradient is not.
+    """
     logp, entropy = log_probs(s.model, rows)
     ratio = rows.ratio(logp.detach())
     terms = {"loss": -method.objective(s, rows, logp, entropy)}
