@@ -142,8 +142,6 @@ def sample(
         tokens, length = pad_rows(some, pad, device, left=True)
         text, chance = write(model, tokens, length, copies, limit[rows], stop, temperature, generator)
         new[rows, : text.shape[1]], p[rows, : text.shape[1]] = text, chance
-    if p.isnan().any():
-        raise FloatingPointError("the model's probabilities are not numbers")
     stops = new == stop
     own = (torch.arange(shape[1], device=device) < limit[:, None]) & (stops.cumsum(1) - stops.long() == 0)
     return [row[:n] for row, n in zip(new.tolist(), own.sum(1).tolist(), strict=True)], p.log()[own]

@@ -169,7 +169,6 @@ class Method:
     advantage: Callable | float | str  # A, of the step and its rows: (P, G), the weight of suffix tokens
     warm: bool = False  # begins with cfg.warmup steps of sft
     p_sft: Callable | float | str = 0  # of the step: the probability that it is one of sft, after the warm-up
-    demos: bool = True  # other steps see problems with a demonstration; False: only those with scored answers
 
     def explore(self, s: Step) -> Rows:
         """The rows: a group of rollouts for each problem, each from its hint."""
@@ -195,7 +194,7 @@ class Method:
         return surrogate.where(rows.suffix, rows.weight * logp)  # UFT (3.3): the hint's log-likelihood
 
     def bounds(self, s: Step) -> tuple[float, float]:
-        return 1 - s.cfg.clip, 1 + (s.cfg.clip_high or s.cfg.clip)
+        return 1 - s.cfg.clip, 1 + s.cfg.clip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,6 +206,15 @@ def all_sum(x: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)
     return x
+
+
+def gather(x) -> list:
+    """x of each of these processes, the first one's first."""
+    found = [x]
+    if torch.distributed.is_initialized():
+        found *= torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, x)
+    return found
 
 
 def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
@@ -259,8 +267,6 @@ def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     for p in s.model.parameters():
         p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.0).item()  # as it was before clipping
-    if not np.isfinite(totals["loss"] + totals["grad_norm"]):
-        raise FloatingPointError(f"the loss is {totals['loss']}, the norm of its gradient {totals['grad_norm']}")
     if all_sum(weighs.sum()) > 0:  # or momentum alone would move the parameters
         for optimizer in optimizers:
             optimizer.step()
@@ -273,7 +279,7 @@ def train_step(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     p_sft = 1.0 if warming else cell(method.p_sft, s)
     if supervised := s.coin < p_sft:
         method = METHODS["sft"]
-    s.problems = s.draw(1.0 if supervised else s.cfg.share * method.demos)
+    s.problems = s.draw(1.0 if supervised else s.cfg.share)
     s.rows = method.explore(s)
     updates = []
     for _ in range(s.cfg.updates):
@@ -392,11 +398,6 @@ def mse(r_hat: Tensor, score: Tensor) -> Tensor:
     return (r_hat.sigmoid() - score).square()
 
 
-def dpo(r_hat: Tensor, score: Tensor) -> Tensor:
-    """-log sigmoid(r_hat - r_hat'), pairs with score > score'"""
-    return -((score[:, :, None] > score[:, None]) * F.logsigmoid(r_hat[:, :, None] - r_hat[:, None])).sum(2)  # of PxGxG
-
-
 def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> Tensor:
     """(P, G) The weight c on an answer's tokens that has the gradient of the loss: c = -dloss / dlog pi. Since r_hat is
     beta log pi and a constant, that is -beta dloss / dr_hat. For mse and score 1, with sigma = sigmoid(r_hat), it is
@@ -442,8 +443,5 @@ METHODS = {
     "static":      Method("SASR 2505.13026, baseline",      0,        0,                grpo, True,  alternate),
     "mix":         Method("control",                        0,        0,                grpo, True,  "mix"),
     "implicit":    GivenAnswers("implicit UFT 2410.21438",  whole,    from_scores(mse), 0),
-    "una":         GivenAnswers("UNA 2408.15339",           whole,    from_scores(mse), 0,    demos=False),
-    "sft_una":     GivenAnswers("implicit UFT, baseline",   whole,    from_scores(mse), 0,    True,  demos=False),
-    "sft_dpo":     GivenAnswers("implicit UFT, baseline",   whole,    from_scores(dpo), 0,    True,  demos=False),
 }
 # fmt: on

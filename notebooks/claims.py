@@ -13,7 +13,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from notebooks import countdown, horizon, one_stage  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
-from notebooks.report import COSTS  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
 LEVEL = -1.0  # "level" is at most so many points below
@@ -264,7 +263,7 @@ def results_table() -> str:
         ["(always `a+b+c+d`)", test, test, unseen, "", "", "100", *["0"] * 3, *[""] * 4],
     ]
     for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
-        cost = {x: np.mean([r["last"][x] for r in some]) for x in COSTS}
+        cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
         speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / cost["seconds"]
         costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
         rows += [[f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import make_task  # noqa: E402
 from nanouft import rollout  # noqa: E402
-from notebooks.lab import QUICK, measured  # noqa: E402
-from notebooks.report import COSTS  # noqa: E402
-from train import Config, base_model, load, make_model, make_task, randomness, run, splits  # noqa: E402
+from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
+from train import Config, base_model, load, make_model, randomness, run, score, splits  # noqa: E402
 
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
@@ -37,15 +37,18 @@ DEMOS = (64, 256, 1024, 4096, 6500)  # some 7,000 problems exist
 LARGER = dict(high=15, validation=256, test=400)  # of three numbers up to 10 there are too few problems
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
+COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
-AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@8", "sampled_test")]
-AT_THE_END += ["base_kl_test", "chosen_step"]
+AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "sampled_test")]
+AT_THE_END += ["base_kl_test"]
 OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward frac_reward_zero_std".split()
 
 
 def config(method: str, seed: int, **more) -> Config:
-    cache = str(Path(__file__).parent.parent / "out/base")  # wherever a notebook is run from
-    return Config(method=method, seed=seed, cache=cache, **more)
+    options = [f"{name}={more.pop(name)}" for name in ("numbers", "high") if name in more]
+    return Config(
+        method=method, seed=seed, task=":".join(["countdown", ",".join(options)][: 1 + bool(options)]), **more
+    )
 
 
 def by_the_rules(model, task, problems, generator) -> float:
@@ -79,25 +82,29 @@ def greedy(model, task, sets) -> dict[str, float]:
 
 def always_adding(seed: int = 0, **more) -> dict[str, float]:
     """What it solves to add all numbers, whatever is asked: percent of the problems."""
-    cfg = Config(seed=seed, **more)
-    sets = splits(cfg, make_task(cfg))
+    cfg = config("sft", seed, **more)
+    sets = splits(cfg, make_task(cfg.task))
     return {name: 100 * np.mean([sum(p.numbers) == p.target for p in sets[name]]) for name in sets}
 
 
 def brief(cfg: Config) -> dict:
     """A run in short: its last record; columns with a number for each validation, and for each block of steps."""
     with TemporaryDirectory() as folder:
-        metrics = run(replace(cfg, out=folder))
+        metrics = run(replace(cfg, out=folder), behaviour)
         saved = load(Path(folder) / "checkpoint.pt")
-    task = make_task(cfg)
+    task = make_task(cfg.task, cfg.seed)
     sets = splits(cfg, task)
-    weights = {"": saved["model"], "_chosen": saved["best"], "_base": base_model(cfg, task, sets)["model"]}
+    weights = {"": saved["model"], "_chosen": saved["best"], "_base": base_model(cfg, task).state_dict()}
     last = {}
     for of, w in weights.items():
-        model = make_model(cfg, task, w)
+        model = make_model(cfg, task)
+        model.load_state_dict(w)
         legal = by_the_rules(model, task, sets["validation"], randomness(cfg, 9)[1])
         last |= {name + of: x for name, x in {"legal": legal, **greedy(model, task, sets)}.items()}
+        if cfg.test:
+            last[f"pass@8{of}"] = metrics[-1][f"pass@8_test{of}"]
     last |= {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
+    last["chosen_step"] = max(metrics, key=score)["step"]
     validations = [m for m in metrics if "evaluated" in m]
     steps = metrics[1:]
     blocks = [steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)]

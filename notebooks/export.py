@@ -1,14 +1,22 @@
-"""A checkpoint for other engines: the folder that transformers (and so TRL, vLLM, verl) loads as a Llama model."""
+"""A checkpoint for other engines: the folder that transformers (and so TRL, vLLM, verl) loads as a Llama model.
 
+python notebooks/export.py --run out/countdown-seed0/uft --to out/llama
+"""
+
+import argparse
 import json
 import re
 import struct
+import sys
 from pathlib import Path
 
 import torch
 
-from data import Task
-from model import GPT
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import Task  # noqa: E402
+from model import GPT  # noqa: E402
+from notebooks.ask import trained  # noqa: E402
+from notebooks.report import script  # noqa: E402
 
 
 def llama_weights(model: GPT) -> dict[str, torch.Tensor]:
@@ -43,7 +51,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def write_llama(task: Task, model: GPT, folder: Path) -> str:
     """Config, tokenizer and weights. Where answers use some words only, ours has no logits for others; a Llama has."""
     if any(folder.glob("*")):
-        raise ValueError(f"--export {folder}: there is something in it already; choose another folder")
+        raise ValueError(f"--to {folder}: there is something in it already; choose another folder")
     width, head, positions = model.embed.weight.shape[1], model.rotary.shape[2], model.rotary.shape[1]
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32", "tie_word_embeddings": True,
@@ -70,3 +78,15 @@ def write_llama(task: Task, model: GPT, folder: Path) -> str:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
     save_tensors(llama_weights(model), folder / "model.safetensors")
     return f"{folder}/: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a trained model as a Llama.")
+    parser.add_argument("--run", type=Path, default="out/countdown-seed0/uft", help="folder of a run [%(default)s]")
+    parser.add_argument("--to", type=Path, default="out/llama", help="a new folder [%(default)s]")
+    flags = parser.parse_args()
+    print(write_llama(*trained(flags.run)[1:], flags.to))
+
+
+if __name__ == "__main__":
+    script(main)

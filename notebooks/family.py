@@ -120,7 +120,7 @@ def imitate(l: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: E741
 
 
 class Resample(Method):
-    """Where a whole group does equally well, another problem in its place, up to 4 P in all; clip_high is 0.28."""
+    """Where a whole group does equally well, another problem in its place, up to 4 P in all; clip is 0.28 upwards."""
 
     def explore(self, s: Step) -> Rows:
         rows, left = super().explore(s), 3 * len(s.problems)  # so many may be drawn beside the first
@@ -135,7 +135,7 @@ class Resample(Method):
             rows = instead(s, rows, alike & (alike.cumsum() <= n), s.draw(s.cfg.share)[:n], np.zeros(n, int))
 
     def bounds(self, s: Step) -> tuple[float, float]:
-        return 1 - s.cfg.clip, 1 + (s.cfg.clip_high or 0.28)
+        return 1 - s.cfg.clip, 1.28
 
 
 class Backtrack(Method):

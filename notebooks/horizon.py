@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import METHODS, GivenAnswers  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
 from notebooks.report import COLORS  # noqa: E402
-from train import DEFAULTS, Config  # noqa: E402
+from train import Config  # noqa: E402
 
 GRID = {
     "lr": (1e-3, 3e-3),
@@ -41,19 +41,19 @@ GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
 
 
-def tree(method: str, H: int, seed: int, **more) -> Config:
+def tree(method: str, H: int, seed: int, fork: int = 2, B: int = 4, **more) -> Config:
     """A forked tree, until the expected reward is 0.9 or the steps are used up. Hints and warm-up grow with H."""
     if "warmup" in more:
         more["warmup"] = more["warmup"] * H // 6
-    common = dict(task="tree", method=method, horizon=H, fork=2, seed=seed, test=0, until=0.9, eval_every=5)
-    return Config(**DEFAULTS["tree"] | common | dict(steps=300 + 15 * H, hint_steps=30 * H, entropy_coef=0.0) | more)
+    common = dict(task=f"tree:horizon={H},B={B},fork={fork}", method=method, seed=seed, test=0, until=0.9, eval_every=5)
+    return Config(**common | dict(steps=300 + 15 * H, hint_steps=30 * H, entropy_coef=0.0) | more)
 
 
-def chain(method: str, H: int, seed: int, B: int = 4, **more) -> Config:
+def chain(method: str, H: int, seed: int, B: int = 4, free: int = 0, **more) -> Config:
     """256 rollouts a step on chains, until 90 % of the validation problems are solved. Few exist while H is small."""
     sizes = dict(demos=min(1024, B**H // 2), validation=min(256, B**H // 20), test=0)
-    common = dict(task="chain", method=method, horizon=H, B=B, seed=seed, until=0.9, eval_every=10)
-    return Config(**DEFAULTS["chain"] | common | sizes | more)
+    common = dict(task=f"chain:horizon={H},B={B},free={free}", method=method, seed=seed, until=0.9, eval_every=10)
+    return Config(**common | sizes | more)
 
 
 def cells(method: str) -> list[dict]:

@@ -1,24 +1,91 @@
 """Many runs, each in a few numbers, kept in a file: what the notebooks measure with."""
 
 import json
+import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from data import TASKS
-from notebooks.report import SKILLS
-from train import Config, base_model, base_path, make_task, run, run_all, score, splits
+from data import Problem, Task, make_task, options
+from model import GPT
+from nanouft import log_probs, rollout
+from notebooks import family  # noqa: F401  more methods
+from train import BAR, Config, base_model, pick_device, run, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
+BASES = str(Path(__file__).parent.parent / "out/base")  # wherever a notebook is run from
+ELSEWHERE = ["out", "cache", "device"]  # settings that change no result
+
+
+def end_with_parent() -> None:
+    """Who kills the command (kill -9) wants no more training."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def prepare(lock, lines) -> None:
+    """A process makes one run after another, with one thread: for models this small that is the fastest."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a word
+    tqdm.set_lock(lock)
+    BAR["position"] = lines.get() if sys.stderr.isatty() else 0
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def side_by_side(runs: list[Config], work: Callable = run) -> list:
+    """What work(cfg) returned for each run, or the exception that it raised. On a GPU one after another."""
+    if not runs:
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jobs = min(len(runs), cores) if pick_device(runs[0]).type == "cpu" else 1
+    spawn = multiprocessing.get_context("spawn")
+    tqdm.set_lock(spawn.RLock())
+    lines = spawn.Queue()
+    for i in range(jobs):
+        lines.put(i)
+    with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock(), lines]) as pool:
+        try:
+            futures = [pool.submit(work, cfg) for cfg in reversed(runs)]  # the main job's last methods take longest
+            return [f.exception() or f.result() for f in reversed(futures)]
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def behaviour(policy: GPT, base: GPT, task: Task, problems: list[Problem], generator: torch.Generator) -> dict:
+    """What train.run() may watch: how far one sample of each problem has moved from the base, and both skills where
+    only some problems have a demonstration; on a tree, pi(a*_h | s*_h) along the best path and the demonstration."""
+    with torch.no_grad():
+        rows = rollout(policy, task, problems, [0] * len(problems), 1.0, generator)
+        gap = (rows.suffix * (rows.logp - log_probs(base, rows)[0])).sum(1)
+        found = {"base_kl": gap, "answer_tokens": rows.suffix.sum(1)}
+        found["ended"] = ((rows.tokens == task.end) & rows.suffix).any(1)
+        taught = torch.tensor([bool(p.demo) for p in problems], device=gap.device)
+        found |= {} if taught.all() else {"demonstrated": rows.solved[taught], "scored": rows.solved[~taught]}
+        found = {name: x.float().mean().item() for name, x in found.items()}
+        if task.leaves:
+            leaves = [replace(problems[0], demo=[leaf]) for leaf in task.leaves]  # the best one is the last
+            rows = rollout(policy, task, leaves, [1] * len(leaves))
+            p = log_probs(policy, rows)[0][rows.hint].view(len(leaves), -1).exp().tolist()
+            found |= {"demo_path": p[0], "best_path": p[-1]}
+    return found
 
 
 def measure(cfg: Config) -> dict:
     """A run in short. score: a tree's expected reward, or else validation accuracy; points: one for each evaluation;
     of `skills`, both with what a model does there."""
-    metrics = run(cfg)
+    metrics = run(cfg, behaviour)
     points = [m for m in metrics if "evaluated" in m]
     scores = [score(m) for m in points]
     steps = zip(metrics, metrics[1:], strict=False)
@@ -43,35 +110,51 @@ def measure(cfg: Config) -> dict:
     }
 
 
+SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
+
+
 def told(record: dict) -> dict:
     wanted = SKILLS if "scored" in record else []
     return {name: round(x, 4) for name, x in record.items() if name.removesuffix("_test") in wanted}
 
 
+def settings(cfg: Config) -> dict:
+    """All settings that a result depends on, with all options of the task."""
+    kind = cfg.task.partition(":")[0]
+    chosen = ",".join(f"{name}={x}" for name, x in options(cfg.task).items() if name != "seed")
+    return {n: x for n, x in asdict(cfg).items() if n not in ELSEWHERE} | {"task": f"{kind}:{chosen}"}
+
+
 def base(cfg: Config) -> None:
     """Trains the run's base model, where it is not cached."""
-    task = make_task(cfg)
-    base_model(cfg, task, splits(cfg, task))
+    base_model(cfg, make_task(cfg.task, cfg.seed))
+
+
+def keep(path: Path, kept: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
 
 
 def measured(name: str, runs: list[Config], points: bool = False, quick: bool = QUICK, work=measure) -> list[dict]:
-    """work() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again."""
+    """work() of each run, made now where results/NAME.json does not hold it. Delete the file to run all again.
+
+    A result is kept under its settings: those that differ from the defaults written in the same file. These are not
+    train.py's, so a default that changes there relabels nothing."""
     path = Path(__file__).parent / "results" / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.exists() and not quick else {}
-    default = asdict(Config())
-    keys = [json.dumps({k: v for k, v in asdict(c).items() if v != default[k] and k != "cache"}) for c in runs]
-    missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
+    kept = json.loads(path.read_text()) if path.exists() and not quick else {"defaults": settings(Config())}
+    defaults = kept["defaults"].items()
+    keys = [json.dumps(dict(sorted(settings(cfg).items() - defaults))) for cfg in runs]
+    missing = {key: replace(cfg, cache=BASES) for key, cfg in zip(keys, runs, strict=True) if key not in kept}
     start = time.perf_counter()
-    bases = {base_path(cfg): cfg for cfg in missing.values() if TASKS[cfg.task].random_play}
-    run_all([cfg for path, cfg in bases.items() if not path.exists()], base)  # once each: many runs share them
+    bases = {(c.task, c.seed, c.layers, c.width, c.base_steps): c for c in missing.values() if c.task[:5] != "tree:"}
+    side_by_side(list(bases.values()), base)  # once each: many runs share them
     for some in (list(missing)[i : i + 12] for i in range(0, len(missing), 12)):  # so that little is lost when stopped
-        found = dict(zip(some, run_all([missing[key] for key in some], work), strict=True))
+        found = dict(zip(some, side_by_side([missing[key] for key in some], work), strict=True))
         for key, x in found.items():
             if isinstance(x, dict):
                 kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
         if not quick:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
+            keep(path, kept)
         for x in found.values():
             if isinstance(x, BaseException):
                 raise x

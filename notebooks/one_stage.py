@@ -1,21 +1,132 @@
-"""Runs on `skills`, in one stage and in two: which, and with what settings.
+"""One stage or two: the task `skills`, the methods that are only for scored answers, and their runs.
 
-python notebooks/one_stage.py        the grid that all arms were tuned with (results/one_stage_grid.json)
+python notebooks/one_stage.py --method sft implicit      like compare.py, on `skills`
+python notebooks/one_stage.py                            the grid that all arms were tuned with
 """
 
 import itertools
+import re
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from nanouft import METHODS, GivenAnswers, Rows, Step, from_scores, mse, whole  # noqa: E402
-from notebooks import lab  # noqa: E402
-from train import DEFAULTS, Config  # noqa: E402
+from data import TASKS, Problem, Task  # noqa: E402
+from model import GPT  # noqa: E402
+from nanouft import METHODS, GivenAnswers, Rows, Step, from_scores, mse, rollout, whole  # noqa: E402
+from notebooks import compare, lab  # noqa: E402
+from train import PRESETS, Config, randomness  # noqa: E402
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The task
+
+
+class Skills(Task):
+    """Two skills for one model, told apart by a tag, on six digits.
+
+    A, an instruction: reverse them and add 3 to each (modulo 10). It is taught by demonstrations. Reward 1.0: right.
+    B, a preference: sorted is best (1.0), reversed half as good (0.5). It is taught by scored answers of the base,
+    which copies, reverses, sorts, or writes any digits, whatever the tag. 0.1: any other six digits; 0: anything else.
+    """
+
+    form = r"[AB]\d{6}"
+
+    def __init__(self):
+        super().__init__([*"0123456789", "A", "B", "\n"])
+        self.prompt_tokens, self.answer_tokens = 8, 7
+        self.writable = self.end + 1  # anything but <pad>: what the base writes must be an answer
+
+    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+        return self.pose("AB"[rng.integers(2)] + digits(rng))
+
+    def random_play(self, rng: np.random.Generator) -> Problem:
+        problem, other = self.problem(rng), digits(rng)
+        x = problem.prompt[1:-1]
+        return replace(problem, demo=[[x, x[::-1], "".join(sorted(x)), other][rng.integers(4)]])
+
+    def goals(self, text: str) -> dict[str, float]:
+        """The answers that are worth something."""
+        x = text[1:7]
+        plus_3 = str.maketrans("0123456789", "3456789012")
+        return {x[::-1].translate(plus_3): 1.0} if text[0] == "A" else {x[::-1]: 0.5, "".join(sorted(x)): 1.0}
+
+    def pose(self, text: str) -> Problem:
+        return Problem(text + "\n", [*self.goals(text)] if text[0] == "A" else [])
+
+    def prepare(self, pool: list[Problem], base: GPT, cfg: Config) -> None:
+        """Answers of the base to each B, one for each row of a group."""
+        self.kinds, generator = ([p for p in pool if p.demo], [p for p in pool if not p.demo]), randomness(cfg, 6)[1]
+        for some in (self.kinds[1][i : i + 256] for i in range(0, len(self.kinds[1]), 256)):
+            each = [problem for problem in some for _ in range(cfg.group)]
+            rows = rollout(base, self, each, [0] * len(each), generator=generator)
+            for problem, ids, own in zip(each, rows.tokens, rows.suffix, strict=True):
+                problem.answers.append(self.decode(ids[own].tolist()).removesuffix("<end>"))
+
+    def choose(self, pool: list[Problem], n: int, share: float, rng: np.random.Generator) -> list[Problem]:
+        """This share of them As."""
+        sizes = zip(self.kinds, (round(share * n), n - round(share * n)), strict=True)
+        return [some[i] for some, k in sizes for i in rng.choice(len(some), k, replace=k > len(some))]
+
+    def reward(self, problem: Problem, answer: str) -> float:
+        well_formed = re.fullmatch(r"\d{6}", answer, re.ASCII)
+        return self.goals(problem.prompt).get(answer, 0.1 if well_formed else 0.0)
+
+
+def digits(rng: np.random.Generator) -> str:
+    return "".join(map(str, rng.integers(0, 10, 6)))
+
+
+TASKS["skills"] = Skills
+PRESETS["skills"] = "demos=8192,layers=3,problems=32,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The methods
+
+
+def dpo(r_hat: Tensor, score: Tensor) -> Tensor:
+    """-log sigmoid(r_hat - r_hat'), pairs with score > score'"""
+    return -((score[:, :, None] > score[:, None]) * F.logsigmoid(r_hat[:, :, None] - r_hat[:, None])).sum(2)  # of PxGxG
+
+
+def bce(r_hat: Tensor, score: Tensor) -> Tensor:
+    """cross-entropy of sigmoid(r_hat) and [score = 1]"""
+    return F.binary_cross_entropy_with_logits(r_hat, (score == 1).float(), reduction="none")
+
+
+def ce_and_mse(s: Step, rows: Rows) -> Tensor:
+    """hint_coef of demonstrations, as in SFT; of scored answers -dloss / dlog pi, loss = (sigmoid(r_hat) - score)^2"""
+    taught = torch.tensor([not problem.answers for problem in rows.problems], device=rows.reward.device)
+    return torch.where(taught.view(-1, s.cfg.group), s.cfg.hint_coef, from_scores(mse)(s, rows))
+
+
+class ScoredAnswers(GivenAnswers):
+    """Whole answers are given, nothing is sampled, and no demonstrations."""
+
+    def explore(self, s: Step) -> Rows:
+        s.problems = s.draw(0.0)
+        if not all(problem.answers for problem in s.problems):
+            raise ValueError(f"{s.cfg.method} learns from scored answers, which --task {s.cfg.task} lacks; try skills")
+        return super().explore(s)
+
+
+METHODS |= {
+    "una": ScoredAnswers("UNA 2408.15339", whole, from_scores(mse), 0),
+    "sft_una": ScoredAnswers("implicit UFT, baseline", whole, from_scores(mse), 0, warm=True),
+    "sft_dpo": ScoredAnswers("implicit UFT, baseline", whole, from_scores(dpo), 0, warm=True),
+    "implicit_bce": GivenAnswers("implicit UFT 2410.21438", whole, from_scores(bce), 0),
+    "ce_una": GivenAnswers("control", whole, ce_and_mse, 0),
+    "sft_una_replay": GivenAnswers("control", whole, ce_and_mse, 0, warm=True),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
 
 GRID = {
     "lr": (3e-4, 1e-3, 3e-3),
@@ -34,25 +145,8 @@ ARMS = {  # what of the grid makes a difference to which method; two stages begi
     "implicit": ["lr", "beta"],
     "implicit_bce": ["lr", "beta"],
 }
+STAGES = ("sft", "una", "sft_una", "sft_dpo", "ce_una", "implicit")
 GRID_SEED = 100  # a base, a pool and samples that no figure shows
-
-
-def bce(r_hat: Tensor, score: Tensor) -> Tensor:
-    """cross-entropy of sigmoid(r_hat) and [score = 1]"""
-    return F.binary_cross_entropy_with_logits(r_hat, (score == 1).float(), reduction="none")
-
-
-def ce_and_mse(s: Step, rows: Rows) -> Tensor:
-    """hint_coef of demonstrations, as in SFT; of scored answers -dloss / dlog pi, loss = (sigmoid(r_hat) - score)^2"""
-    taught = torch.tensor([not problem.answers for problem in rows.problems], device=rows.reward.device)
-    return torch.where(taught.view(-1, s.cfg.group), s.cfg.hint_coef, from_scores(mse)(s, rows))
-
-
-METHODS |= {  # controls of this comparison alone
-    "implicit_bce": GivenAnswers("implicit UFT 2410.21438", whole, from_scores(bce), 0),
-    "ce_una": GivenAnswers("control", whole, ce_and_mse, 0),
-    "sft_una_replay": GivenAnswers("control", whole, ce_and_mse, 0, warm=True),
-}
 
 
 def measure(cfg: Config) -> dict:
@@ -67,9 +161,8 @@ def skills(method: str, seed: int, steps: int = 1000, **more) -> Config:
     """Every arm is shown as many demonstrations as scored problems (four answers each): mixed in each step, or in
     halves, one after the other; with replay, half of the demonstrations first, and half among the scored answers."""
     common = dict(task="skills", method=method, seed=seed, steps=steps, warmup=steps // 2, test=0, eval_every=50)
-    common["cache"] = str(Path(__file__).parent.parent / "out/base")  # wherever a notebook is run from
     replay = dict(warmup=steps // 4, share=1 / 3) if method == "sft_una_replay" else {}
-    return Config(**DEFAULTS["skills"] | common | replay | more)
+    return Config(**common | replay | more)
 
 
 def cells(method: str) -> list[dict]:
@@ -102,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare.main(["--task", "skills", *sys.argv[1:]], STAGES) if sys.argv[1:] else main()

@@ -1,12 +1,20 @@
-"""What comes out, for people: tables, curves, answers. train.py and the notebooks print and draw with it."""
+"""What comes out, for people: tables and curves.
 
+python notebooks/report.py                             the table of all methods, and where the papers' equations are
+python notebooks/report.py out/countdown-seed0         scores and curves of the runs in a folder
+"""
+
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from data import Problem, Task
-from nanouft import METHODS, Method, Rows
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from nanouft import METHODS, Method  # noqa: E402
+from train import score  # noqa: E402
 
 
 def said(cell) -> str:
@@ -21,7 +29,7 @@ def methods_table(names=METHODS) -> str:
     for name, m in ((name, METHODS[name]) for name in names):
         sentence = type(m).__doc__.partition(".\n")[0].removesuffix(".") if type(m) is not Method else "-"
         own = [said(getattr(m, f.name)) for f in fields(m)[len(fields(Method)) :]]
-        how = ": ".join([sentence, *own]) + ", and no demonstrations" * (not m.demos)
+        how = ": ".join([sentence, *own])
         p_sft = "1 while t < warmup, then " * m.warm + said(m.p_sft)
         lines += [[f"`{name}`", m.paper, *map(said, (m.length, m.c, m.advantage)), p_sft, how]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -44,7 +52,6 @@ EQUATIONS = [  # where to find what the papers write down
     ("implicit UFT", "(sigmoid(r) - score)^2", "return (r_hat.sigmoid() - score).square()"),
     ("implicit UFT", "a demonstration is an answer with score 1", "rows.reward[[not problem.answers"),
     ("implicit UFT", "its gradient, as a weight on log pi", "return -beta * torch.func.grad("),
-    ("DPO", "-log sigmoid(r - r')", "F.logsigmoid"),
 ]
 
 
@@ -59,24 +66,20 @@ def equations_table() -> str:
     return "\n".join(lines)
 
 
-COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8".split()
-COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
-SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
-AMOUNTS = ["base_kl_test", "answer_tokens_test"]
+COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8_test demonstrated_test scored_test".split()
+COSTS = "rollouts sampled_tokens hint_tokens demo_tokens seconds".split()
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
-    rows = {name: metrics[-1] for name, metrics in results.items()}
-    two_skills = any("scored_test" in row for row in rows.values())
-    columns = [*COLUMNS, *(f"{c}_test" for c in SKILLS), "demo_tokens", "seconds"] if two_skills else [*COLUMNS, *COSTS]
-    columns = [c for c in columns if any(c in row for row in rows.values())]
+    rows = {name: metrics[-1] | {"chosen_step": max(metrics, key=score)["step"]} for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
+    columns = [c for c in [*COLUMNS, *COSTS] if any(c in row for row in rows.values())]
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
         text += f"\n{name:12s}"
         for c in columns:
-            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".2f" if c in AMOUNTS else ".1%"
+            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".1%"
             text += f"{format(row[c], form) if c in row else '':>{len(c) + 3}s}"
     return text
 
@@ -133,13 +136,31 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def show(task: Task, problems: list[Problem], hints: np.ndarray, rows: Rows, everything: bool) -> str:
-    """Answers in full, the hint in brackets; or of each kind (hinted or not, solved or not) the first two."""
-    kinds = list(zip(hints.tolist(), rows.solved.tolist(), strict=True))
-    shown = [i for i in range(len(kinds)) if everything or kinds[:i].count(kinds[i]) < 2]
-    lines = []
-    for i in sorted(shown, key=lambda i: (hints[i], -rows.reward[i])):
-        hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
-        said = "  ".join([f"[{unit}]" for unit in hint] + suffix).replace("<end>", "")
-        lines.append(f"  {problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}")
-    return "\n".join(dict.fromkeys(lines))
+def report(folder: Path, names: list[str] | None = None) -> str:
+    """Of the runs in a folder: the table, and their curves as a picture."""
+    paths = [folder / name for name in names] if names else [path.parent for path in folder.glob("*/metrics.jsonl")]
+    results = {p.name: [json.loads(x) for x in (p / "metrics.jsonl").read_text().splitlines()] for p in sorted(paths)}
+    if not results:
+        raise ValueError(f"{folder} holds no runs (no metrics.jsonl one folder down)")
+    draw({name: [metrics] for name, metrics in results.items()}, folder / "curves.png", folder.name)
+    return f"{table(results)}\n\ncurves: {folder}/curves.png"
+
+
+def script(work: Callable) -> None:
+    """What a person can mend ends in a sentence; a bug, in its traceback."""
+    try:
+        work()
+    except (ValueError, OSError) as problem:
+        sys.exit(f"nanouft: {problem}")
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        return print(report(Path(sys.argv[1])))
+    from notebooks import family, one_stage  # noqa: F401  more methods
+
+    print(f"{methods_table()}\n\n{equations_table()}")
+
+
+if __name__ == "__main__":
+    script(main)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import TASKS, Problem
+from notebooks.one_stage import Skills
 
 ANSWERS = int(os.environ.get("CHECK", 1500))  # for each test
 OPERATIONS = {
@@ -27,7 +28,7 @@ OPERATIONS = {
 
 COUNTDOWNS = {n: TASKS["countdown"](numbers=n, high=25, limit=100, low=1, unseen=7) for n in (2, 3, 4, 6)}
 WALKS = [TASKS["tree"](5, 3, 2), TASKS["tree"](4, 4, 0), TASKS["chain"](5, 3), TASKS["chain"](4, 2, 1)]
-SKILLS = TASKS["skills"]()
+SKILLS = Skills()
 
 
 def countdown_oracle(problem: Problem, answer: str) -> float:
@@ -53,7 +54,9 @@ def walk_oracle(task, problem: Problem, answer: str) -> float:
         for i in range(task.horizon):  # each running sum from the start, not from the one before
             chosen = [int(c) for c in answer[: i * task.digits : task.digits]] if task.digits == 2 else []
             chosen += [int(answer[i * 2])] if task.digits == 2 else []
-            wrong += (sum(problem.numbers[: i + 1]) + sum(chosen)) % task.B != int(answer[(i + 1) * task.digits - 1])
+            wrong += (sum(map(int, problem.prompt[: i + 1])) + sum(chosen)) % task.B != int(
+                answer[(i + 1) * task.digits - 1]
+            )
         return 0.1 if wrong else 1.0
     return dict(sorted(task.leaves.items())).get(answer, 0.1)
 

@@ -172,7 +172,7 @@ def test_checker_on_wrong_and_hostile_answers(task, reward, answers):
     ["", "3 7 9 5", "3 7 9 5 -> ", "3 7 -> 4", "3 x 9 5 -> 4", "-3 7 9 5 -> 4", "3 7 9 5 -> 4 5", "3 99 9 5 -> 4"],
 )
 def test_malformed_question_is_a_clear_error(task, text):
-    with pytest.raises(ValueError, match="expected 4 whole numbers, -> and a target|too large"):
+    with pytest.raises(ValueError, match="expected a problem like '\\d+( \\d+)+ -> \\d+'|words end at 50"):
         task.parse(text)
 
 
@@ -243,5 +243,5 @@ def test_chain_splits_share_no_problem():
 
 @pytest.mark.parametrize("text", ["", "312", "31024", "3104", "31x2"])
 def test_malformed_chain_is_a_clear_error(text):
-    with pytest.raises(ValueError, match="expected 4 digits below 4"):
+    with pytest.raises(ValueError, match="expected a problem like"):
         TASKS["chain"](horizon=4, B=4).parse(text)

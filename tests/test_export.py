@@ -2,21 +2,29 @@
 
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
 import torch
 from test_train import flags
 
+from notebooks.ask import trained
+from notebooks.export import main as export
 from notebooks.export import write_llama
-from train import main, trained
+from train import main
+
+
+def written(run, to) -> None:
+    sys.argv = ["export.py", "--run", str(run), "--to", str(to)]
+    export()
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     main([*flags(folder / "base", out=folder / "job", steps=1, layers=2, test=0), "--method", "sft"])
-    main(["--out", str(folder / "job"), "--method", "sft", "--export", str(folder / "llama")])
+    written(folder / "job/sft", folder / "llama")
     return folder / "llama", *trained(folder / "job/sft")[1:]
 
 
@@ -44,7 +52,7 @@ def test_files_say_what_the_model_is(exported):
 
 def test_it_is_not_written_over_something(exported):
     with pytest.raises(ValueError, match="there is something in it already; choose another folder"):
-        main(["--out", str(exported[0].parent / "job"), "--method", "sft", "--export", str(exported[0])])
+        written(exported[0].parent / "job/sft", exported[0])
 
 
 def test_transformers_computes_the_same(exported, tmp_path):

@@ -10,8 +10,8 @@ from test_nanouft import a_step
 
 from data import TASKS
 from model import GPT
-from nanouft import METHODS, dpo, grpo_advantages, mse, rollout, score_weights, train_step, update
-from notebooks.one_stage import bce
+from nanouft import METHODS, grpo_advantages, mse, rollout, score_weights, train_step, update
+from notebooks.one_stage import bce, dpo
 from train import Config
 
 CFG = Config(group=4, hint_steps=10, warmup=2, kl_coef=0.1, entropy_coef=0.1)
@@ -71,17 +71,6 @@ def test_losses_at_the_limits(task, kind, scale):
     found = update(METHODS["uft"], s, [torch.optim.SGD(model.parameters(), lr=0.0)])
     assert all(np.isfinite(x) for x in found.values())
     assert (found["trained_rows"] > 0) and all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_what_is_not_finite_stops_the_run_and_has_a_name(task):
-    """A NaN that is trained on: every later number is one."""
-    model = fresh(task)
-    s = at_limits(model, task, "mixed")
-    s.rows.logp = s.rows.logp - 1e4  # a ratio of exp(10,000)
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises(FloatingPointError, match=r"the loss is (inf|nan), the norm of its gradient"):
-        update(METHODS["uft"], s, [torch.optim.SGD(model.parameters(), lr=1.0)])
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("method", ["sft", "rft", "uft", "sasr", "luffy"])

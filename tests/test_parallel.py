@@ -16,10 +16,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_nanouft import Keep, a_step, some_rows
 
-from data import TASKS
+from data import TASKS, make_task
 from model import GPT
 from nanouft import METHODS, train_step, update
-from train import Config, draw, load, make_task, randomness, splits
+from train import Config, load, randomness, splits
 
 ROOT = Path(__file__).parent.parent
 CFG = Config(problems=6, group=4, hint_steps=10, warmup=2, test=0)
@@ -94,17 +94,16 @@ def test_two_processes_have_the_gradient_of_one(work, tmp_path):
 def test_torchrun_trains_and_one_process_writes(tmp_path):
     """Processes that toss different coins, that draw the same problems, that drift apart, or that each write a folder;
     a memory of which only the first process's part is kept."""
-    sizes = "--task chain --horizon 4 --steps 12 --eval_every 6 --hint_steps 8 --warmup 3 --problems 5 --group 8"
+    sizes = "--task chain:horizon=4 --steps 12 --eval_every 6 --hint_steps 8 --warmup 3 --problems 5 --group 8"
     sizes += " --demos 99 --validation 4 --test 0"
-    command = f"train.py {sizes} --method sasr dapo adaback --out {tmp_path}/run"
+    command = f"notebooks/family.py {sizes} --method sasr dapo adaback --out {tmp_path}/run --cache {tmp_path}"
     where = "--nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", *where.split(), *command.split()]
     done = subprocess.run(torchrun, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("device cpu") == 1
-    assert done.stdout.count("adaback answers") == 1
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adaback", "curves.png", "dapo", "sasr"]
+    assert done.stdout.count("adaback:") == 1
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adaback", "dapo", "sasr"]
     for method in ("sasr", "dapo", "adaback"):
         metrics = [json.loads(x) for x in (tmp_path / "run" / method / "metrics.jsonl").read_text().splitlines()]
         assert [m["step"] for m in metrics] == list(range(13))
@@ -113,6 +112,7 @@ def test_torchrun_trains_and_one_process_writes(tmp_path):
             assert {b["rollouts"] - a["rollouts"] for a, b in zip(metrics, metrics[1:], strict=False)} == {0, 40}
     saved = load(tmp_path / "run" / "adaback" / "checkpoint.pt")
     cfg = Config(**saved["config"])
-    pool = splits(cfg, make_task(cfg))["pool"]
-    drawn = {p.prompt for t in range(12) for p in draw((pool, []), 5, 1.0, randomness(cfg, 0, t, 0)[0])}
-    assert saved["state"]["memory"].keys() - {"rho"} == drawn
+    task = make_task(cfg.task)
+    pool = splits(cfg, task)["pool"]
+    drawn = {p.prompt for t in range(12) for p in task.choose(pool, 5, 1.0, randomness(cfg, 0, t, 0)[0])}
+    assert saved["memory"].keys() - {"rho"} == drawn

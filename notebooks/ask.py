@@ -1,0 +1,62 @@
+"""A trained model answers.
+
+python notebooks/ask.py "3 8 9 5 -> 43"                        sixteen samples, each with its reward
+python notebooks/ask.py --run out/countdown-seed0/uft          answers to validation problems, with and without a hint
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import Task, make_task  # noqa: E402
+from model import GPT  # noqa: E402
+from nanouft import Rows, rollout  # noqa: E402
+from notebooks.report import script  # noqa: E402
+from train import Config, load, make_model, randomness  # noqa: E402
+
+
+def trained(folder: Path) -> tuple[Config, Task, GPT]:
+    """A run's settings, its task, and the model that it ended with."""
+    saved = load(folder / "checkpoint.pt")
+    cfg = replace(Config(**saved["config"]), device="cpu")
+    task = make_task(cfg.task, cfg.seed)
+    model = make_model(cfg, task)
+    model.load_state_dict(saved["model"])
+    return cfg, task, model
+
+
+def show(task: Task, rows: Rows, everything: bool = True) -> str:
+    """Answers in full, the hint in brackets; or of each kind (hinted or not, solved or not) the first two."""
+    kinds = list(zip(rows.hint.any(1).tolist(), rows.solved.tolist(), strict=True))
+    shown = [i for i in range(len(kinds)) if everything or kinds[:i].count(kinds[i]) < 2]
+    lines = []
+    for i in sorted(shown, key=lambda i: (kinds[i][0], -rows.reward[i])):
+        hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
+        said = "  ".join([f"[{unit}]" for unit in hint] + suffix).replace("<end>", "")
+        lines.append(f"  {rows.problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def answers(folder: Path, text: str | None = None) -> str:
+    """To the user's problem, or to validation problems, every other one behind a hint of one unit."""
+    cfg, task, model = trained(folder)
+    problems = task.split("validation", min(64, cfg.validation), 0) if text is None else [task.parse(text)] * 16
+    hints = np.arange(len(problems)) % 2 if text is None else [0] * len(problems)
+    rows = rollout(model, task, problems, hints, 1.0, randomness(cfg, 5)[1])
+    return f"{cfg.method} answers, sampled; [given] and explored\n{show(task, rows, text is not None)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A trained model answers.")
+    parser.add_argument("problem", nargs="?", help="a problem, as the task writes it; without: validation problems")
+    parser.add_argument("--run", type=Path, default="out/countdown-seed0/uft", help="folder of a run [%(default)s]")
+    flags = parser.parse_args()
+    print(answers(flags.run, flags.problem))
+
+
+if __name__ == "__main__":
+    script(main)
