@@ -1,7 +1,7 @@
 PYTHON ?= python3
 
 demo: .venv/ready  ## the main job: about 6 minutes on two CPU cores
-	.venv/bin/python train.py
+	.venv/bin/python notebooks/compare.py
 
 test: .venv/ready
 	.venv/bin/ruff check .

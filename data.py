@@ -60,20 +60,17 @@ class Task:
         ranks = {word.encode(): i for i, word in enumerate(words)}
         special = {"<end>": self.end, "<pad>": self.pad}
         self.words = tiktoken.Encoding("nanouft", pat_str=self.WORD, mergeable_ranks=ranks, special_tokens=special)
+        self.decode = self.words.decode  # ids -> text
 
     def encode(self, text: str) -> list[int]:
         if unknown := set(text) - self.alphabet:
             raise ValueError(f"no word for {min(unknown)!r} in {text[:60]!r}")
         return self.words.encode_ordinary(text)
 
-    def decode(self, ids: list[int]) -> str:
-        return self.words.decode(ids)
-
     def read(self, ids: list[int]) -> str | None:
         """The text of an answer; None if it was not ended."""
-        if self.ends and ids[-1:] != [self.end]:
-            return None
-        return self.decode(ids[:-1] if self.ends else ids)
+        text = ids[:-1] if self.ends else ids
+        return None if self.ends and ids[-1:] != [self.end] else self.decode(text)
 
     def units(self, problem: Problem) -> list[list[int]]:
         """The demonstration's units as ids. <end> belongs to the last: a full hint leaves nothing to write."""
@@ -153,8 +150,7 @@ class Countdown(Task):
     def random_play(self, rng: np.random.Generator) -> Problem:
         """What a base model learns from: legal play, and a target that has nothing to do with it."""
         numbers = self.draw(rng)
-        target = self.problem(rng, unseen=None).target
-        return self.put(numbers, target, self.play(numbers, rng)[0])
+        return self.put(numbers, self.problem(rng, unseen=None).target, self.play(numbers, rng)[0])
 
     def draw(self, rng: np.random.Generator) -> list[int]:
         return rng.integers(1, self.high + 1, self.numbers).tolist()
@@ -218,8 +214,7 @@ class Walk(Task):
     one has nothing to learn from: that is the exponential wall, B^H answers high.
     """
 
-    WRONG = 0.1
-    ends = False
+    WRONG, ends = 0.1, False
 
     def __init__(self, horizon: int, B: int, digits: int = 1):
         if not (1 <= horizon <= 64 and 2 <= B <= 10):

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from data import TASKS, Problem, Task, make_task, options, read_options
@@ -93,7 +92,8 @@ PRESETS = {
     "gpu": "demos=16384,layers=6,width=384,base_steps=4000,group=16,micro_batch=1024,steps=1500,hint_steps=900,"
     "warmup=750,eval_every=100,lr=3e-4",
 }
-CHOICES = {"method": METHODS, "size": ["laptop", "gpu"], "reference": ["base", "sft"]}
+FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "size": {"choices": ["laptop", "gpu"]}}
+FLAGS |= {"reference": {"choices": ["base", "sft"]}}
 SHARES, AT_LEAST_1 = "hint_low hint_high mix share", "problems group updates micro_batch validation eval_every"
 MAY_CHANGE = "steps out cache device"  # when a run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "hint_tokens", "seconds"]  # from the run's start
@@ -225,9 +225,8 @@ def evaluate(policy: GPT, base: GPT, task: Task, problems: list[Problem], genera
     eight = rollout(policy, task, problems * 8, [0] * len(problems) * 8, 1.0, generator).solved.view(8, -1)
     found = {"accuracy": greedy.solved, "reward": greedy.reward, "sampled": eight, "pass@8": eight.any(0)}
     if task.leaves:  # all other answers are worth the same
-        rows = rollout(
-            policy, task, [replace(problems[0], demo=[leaf]) for leaf in task.leaves], [1] * len(task.leaves)
-        )
+        leaves = [replace(problems[0], demo=[leaf]) for leaf in task.leaves]
+        rows = rollout(policy, task, leaves, [1] * len(leaves))
         p = (log_probs(policy, rows)[0] * rows.hint).sum(1).exp()
         found["expected_reward"] = task.WRONG + (p * (rows.reward - task.WRONG)).sum()
     found = {name: x.float().mean().item() for name, x in found.items()}
@@ -279,8 +278,8 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     task, method, saved = make_task(cfg.task, cfg.seed), METHODS[cfg.method], saved_run(cfg, cfg.steps)
     sets, model = splits(cfg, task), make_model(cfg, task)
     weights = base_model(cfg, task).state_dict() if RANK == 0 else None  # one base, however many processes there are
-    if PROCESSES > 1 and not dist.is_initialized():
-        dist.init_process_group()  # here the others wait for the base
+    if PROCESSES > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group()  # here the others wait for the base
     weights, saved = gather((weights, saved))[0]
     model.load_state_dict(weights)
     base, reference, best = (copy.deepcopy(model) for _ in range(3))  # best: on validation
@@ -312,9 +311,8 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
                     end |= {name + of: found.pop("accuracy")} | {f"{n}_{name}{of}": x for n, x in found.items()}
         if RANK == 0 and cfg.out and (over or "evaluated" in last):
             saved_run(cfg, t)
-            states = {name: part.state_dict() for name, part in parts.items()}
             content = {"config": asdict(cfg), "metrics": metrics, "memory": memory, "end": end}
-            save(Path(cfg.out, "checkpoint.pt"), content | states)
+            save(Path(cfg.out, "checkpoint.pt"), content | {name: part.state_dict() for name, part in parts.items()})
             lines = [json.dumps(m) + "\n" for m in [*metrics[:-1], last | end]]
             Path(cfg.out, "metrics.jsonl").write_text("".join(lines))
         if over:
@@ -338,16 +336,13 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
 def parse(argv: list[str] | None, methods: list[str]) -> list[Config]:
     """Flags -> a run for each method."""
     about = dict(re.findall(r"^    (\w+): .*  # (.*)$", Path(__file__).read_text(), re.M))
-    tasks = ["".join([f" {name}={x}" for name, x in options(kind).items()]) for kind in TASKS]
-    ends = "; ".join(f"{kind} has{x}" for kind, x in zip(TASKS, tasks, strict=True))
-    parser = argparse.ArgumentParser("nanouft", "%(prog)s --SETTING X ...", None, f"Options of the tasks: {ends}")
+    ends = "The tasks and their options: " + "; ".join(f"{kind} {options(kind)}" for kind in TASKS)
+    parser = argparse.ArgumentParser(
+        "nanouft", "%(prog)s --SETTING X ...", argument_default=argparse.SUPPRESS, epilog=ends
+    )
     for f in fields(Config):
-        text, many = f"{about[f.name]} [{f.default}]", "+" if f.name == "method" else None
-        choices, default = CHOICES.get(f.name), argparse.SUPPRESS
-        shown = None if choices else "X"
-        parser.add_argument(
-            f"--{f.name}", type=f.type, help=text, nargs=many, choices=choices, default=default, metavar=shown
-        )
+        how = {"type": f.type, "help": f"{about[f.name]} [{f.default}]"} | FLAGS.get(f.name, {"metavar": "X"})
+        parser.add_argument(f"--{f.name}", **how)
     settings = {"method": methods} | vars(parser.parse_args(argv))
     methods, cfg = dict.fromkeys(settings.pop("method")), Config(**settings)
     return [replace(cfg, method=name, out=f"{cfg.out or f'out/{folder(cfg)}'}/{name}") for name in methods]

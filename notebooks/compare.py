@@ -8,14 +8,13 @@ A file with a method or a task of its own ends in this main(): then the command 
 
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train  # noqa: E402
 from data import make_task  # noqa: E402
 from notebooks.ask import answers  # noqa: E402
-from notebooks.lab import behaviour, side_by_side  # noqa: E402
+from notebooks.lab import side_by_side, watched  # noqa: E402
 from notebooks.report import report  # noqa: E402
 from train import Config, base_model, pick_device  # noqa: E402
 
@@ -29,9 +28,7 @@ def compare(runs: list[Config]) -> None:
         if getattr(first, name) >= first.steps:
             print(f"note: for methods that use it, --{name} {getattr(first, name)} fills all --steps {first.steps}")
     base_model(first, make_task(first.task, first.seed))
-    outcomes = dict(
-        zip([cfg.method for cfg in runs], side_by_side(runs, partial(train.run, watch=behaviour)), strict=True)
-    )
+    outcomes = dict(zip([cfg.method for cfg in runs], side_by_side(runs, watched), strict=True))
     done = [name for name, x in outcomes.items() if isinstance(x, list)]
     if done:
         print("\n" + report(folder, done))

@@ -82,10 +82,14 @@ def behaviour(policy: GPT, base: GPT, task: Task, problems: list[Problem], gener
     return found
 
 
+def watched(cfg: Config) -> list[dict]:
+    return run(cfg, behaviour)
+
+
 def measure(cfg: Config) -> dict:
     """A run in short. score: a tree's expected reward, or else validation accuracy; points: one for each evaluation;
     of `skills`, both with what a model does there."""
-    metrics = run(cfg, behaviour)
+    metrics = watched(cfg)
     points = [m for m in metrics if "evaluated" in m]
     scores = [score(m) for m in points]
     steps = zip(metrics, metrics[1:], strict=False)

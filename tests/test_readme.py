@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import train  # noqa: F401  registers the wider family
 from notebooks import claims, lab
 from notebooks.report import CORE, METHODS, equations_table, methods_table
 
@@ -24,7 +23,7 @@ def kept(monkeypatch):
         assert not runs, f"no kept result for {runs[0]}"
         return []
 
-    monkeypatch.setattr(lab, "run_all", run_all)
+    monkeypatch.setattr(lab, "side_by_side", run_all)
 
 
 def test_tables_of_the_code():
@@ -45,7 +44,9 @@ def test_every_file_that_it_names_exists():
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("options", ["mine.py --method mine sft", "sorting.py --task sorting --method sft uft"])
+@pytest.mark.parametrize(
+    "options", ["mine.py --method mine sft", "sorting.py --task sorting:digits=6 --method sft uft"]
+)
 def test_what_it_says_about_methods_and_tasks_of_your_own(tmp_path, options):
     """Copied from the page, it runs."""
     (code,) = (x for x in re.findall(r"```python\n(.*?)```", README, re.S) if x.startswith(f"# {options.split()[0]}"))

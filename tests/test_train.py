@@ -192,7 +192,10 @@ def test_help_tells_all_settings_methods_and_options(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "hint_coef X c, the weight of the hint's log-likelihood" in text and "tree has horizon=8 B=4 fork=0" in text
+    assert (
+        "hint_coef X c, the weight of the hint's log-likelihood" in text
+        and "tree {'horizon': 8, 'B': 4, 'fork': 0" in text
+    )
     assert all(name in text for name in METHODS)
 
 
