@@ -42,7 +42,7 @@ class Config:
     steps: int = 700  # training steps; each draws its problems anew
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
-    cache: str = "out/base"  # folder of trained base models
+    cache: str = "out/base"  # folder of trained base models, beside this file
     # problems and model
     demos: int = 1024  # problems to train on (the pool), each with a demonstration
     validation: int = 512  # validation problems: for curves, for grids and for the choice of a checkpoint
@@ -101,7 +101,7 @@ SCORES = ["expected_reward", "test", "test_chosen", "test_base", "unseen", "pass
 PLAYS = 256  # a step of base training
 FORMAT = 5  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-BAR = {"disable": RANK > 0}  # of progress; in a file it is a line every 20 seconds
+BAR = {"disable": True} if RANK else {}  # of progress; in a file it is a line every 20 seconds
 BAR |= {} if sys.stderr.isatty() else {"mininterval": 20, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}\n"}
 
 
@@ -194,7 +194,9 @@ def base_model(cfg: Config, task: Task) -> GPT:
     unrelated targets. It knows the rules, not how to aim. It is cached by its settings. Trees and chains have no rules
     to learn: there it is an untrained model."""
     model = make_model(cfg, task)
-    path = Path(cfg.cache) / f"{folder(cfg)}-{task.vocab}-{cfg.layers}x{cfg.width}-{cfg.base_steps}.pt"
+    path = (
+        Path(__file__).parent / cfg.cache / f"{folder(cfg)}-{task.vocab}-{cfg.layers}x{cfg.width}-{cfg.base_steps}.pt"
+    )
     if path.exists():
         model.load_state_dict(load(path)["model"])
         return model
@@ -295,16 +297,20 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     def look(policy: GPT, name: str, *purpose: int) -> dict:
         return evaluate(policy, base, task, sets[name], randomness(cfg, *purpose)[1], watch)
 
+    def validated(record: dict) -> dict:  # whose "reward" is the step's own
+        found = gather(look(model, "validation", 7, record["step"]))[0]
+        return found | record | {"accuracy": found["accuracy"], "evaluated": True}
+
     start = len(metrics) - 1
     for t in (bar := tqdm(range(start, cfg.steps + 1), cfg.method, cfg.steps, initial=start, **BAR)):
         last = metrics[-1]
         if t % cfg.eval_every == 0 and "evaluated" not in last:
-            found = gather(look(model, "validation", 7, t))[0]
-            last |= found | last | {"accuracy": found["accuracy"], "evaluated": True}  # "reward" is the step's own
+            last |= validated(last)
             if last is max(metrics, key=score):
                 best.load_state_dict(model.state_dict())
         over = t == cfg.steps or score(last) >= cfg.until
         if over and not end:
+            end = {} if "evaluated" in last else validated(last)
             for of, policy in {"": model, "_chosen": best, "_base": base}.items():
                 for name in (name for name in ("test", "unseen") if sets.get(name)):
                     found = look(policy, name, 4)

@@ -23,7 +23,6 @@ from notebooks import family  # noqa: F401  more methods
 from train import BAR, Config, base_model, pick_device, run, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
-BASES = str(Path(__file__).parent.parent / "out/base")  # wherever a notebook is run from
 ELSEWHERE = ["out", "cache", "device"]  # settings that change no result
 
 
@@ -148,7 +147,7 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     kept = json.loads(path.read_text()) if path.exists() and not quick else {"defaults": settings(Config())}
     defaults = kept["defaults"].items()
     keys = [json.dumps(dict(sorted(settings(cfg).items() - defaults))) for cfg in runs]
-    missing = {key: replace(cfg, cache=BASES) for key, cfg in zip(keys, runs, strict=True) if key not in kept}
+    missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
     start = time.perf_counter()
     bases = {(c.task, c.seed, c.layers, c.width, c.base_steps): c for c in missing.values() if c.task[:5] != "tree:"}
     side_by_side(list(bases.values()), base)  # once each: many runs share them
