@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -102,7 +103,9 @@ PLAYS = 256  # a step of base training
 FORMAT = 5  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 BAR = {"disable": True} if RANK else {}  # of progress; in a file it is a line every 20 seconds
-BAR |= {} if sys.stderr.isatty() else {"mininterval": 20, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}\n"}
+if not sys.stderr.isatty():
+    lines = SimpleNamespace(write=lambda x: sys.stderr.write(x.strip() and x.strip() + "\n"), flush=sys.stderr.flush)
+    BAR |= {"mininterval": 20, "file": lines, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}"}
 
 
 def check(cfg: Config) -> None:
@@ -206,7 +209,7 @@ def base_model(cfg: Config, task: Task) -> GPT:
     muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
     settings = replace(cfg, problems=PLAYS, group=1, updates=1)
-    for t in tqdm(range(cfg.base_steps if task.random_play else 0), "base model", **BAR):
+    for t in tqdm(range(cfg.base_steps), "base model", **BAR) if task.random_play else ():
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
         plays = [task.random_play(rng) for rng in [randomness(cfg, 3, t)[0]] for _ in range(PLAYS)]
@@ -359,8 +362,8 @@ def one_by_one(runs: list[Config]) -> None:
         end = run(cfg)[-1]
         if RANK == 0:
             print(f"\n{cfg.method}:", *[f"{n} {end[n]:.3f} " for n in SCORES if n in end])
-            print(f"next: python notebooks/compare.py --task {cfg.task} --method {cfg.method} rft")
-            print(f"      python notebooks/ask.py --run {cfg.out}\n      python notebooks/export.py --run {cfg.out}")
+            print(f"ask it: python notebooks/ask.py --run {cfg.out}   (or export.py)")
+            print(f"beside another: python notebooks/compare.py --task {cfg.task} --method {cfg.method} rft")
 
 
 def main(argv: list[str] | None = None, work: Callable = one_by_one, methods: tuple = ("uft",)) -> None:

@@ -2,10 +2,13 @@
 
 python notebooks/ask.py "3 8 9 5 -> 43"                        sixteen samples, each with its reward
 python notebooks/ask.py --run out/countdown-seed0/uft          answers to validation problems, with and without a hint
+python notebooks/ask.py --own mine.py --run ...                a task that is defined in a file of your own
 """
 
 import argparse
+import runpy
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +36,13 @@ def show(task: Task, rows: Rows, everything: bool = True) -> str:
     """Answers in full, the hint in brackets; or of each kind (hinted or not, solved or not) the first two."""
     kinds = list(zip(rows.hint.any(1).tolist(), rows.solved.tolist(), strict=True))
     shown = [i for i in range(len(kinds)) if everything or kinds[:i].count(kinds[i]) < 2]
-    lines = []
+    lines = Counter()
     for i in sorted(shown, key=lambda i: (kinds[i][0], -rows.reward[i])):
-        hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()).split() for part in (rows.hint, rows.suffix))
-        said = "  ".join([f"[{unit}]" for unit in hint] + suffix).replace("<end>", "")
-        lines.append(f"  {rows.problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}")
-    return "\n".join(dict.fromkeys(lines))
+        hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()) for part in (rows.hint, rows.suffix))
+        said = [f"[{unit}]" for unit in hint.split()] + [unit or "\\n" for unit in suffix.split("\n")]
+        said = "  ".join(said).replace("<end>", "")
+        lines[f"  {rows.problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}"] += 1
+    return "\n".join(line + f"  {n} times" * (n > 1) for line, n in lines.items())
 
 
 def answers(folder: Path, text: str | None = None) -> str:
@@ -50,11 +54,20 @@ def answers(folder: Path, text: str | None = None) -> str:
     return f"{cfg.method} answers, sampled; [given] and explored\n{show(task, rows, text is not None)}"
 
 
+def read_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Which run; and where its task and method are defined, if not here."""
+    parser.add_argument("--run", type=Path, default="out/countdown-seed0/uft", help="folder of a run [%(default)s]")
+    parser.add_argument("--own", metavar="FILE", help="a Python file that defines a task or a method of your own")
+    flags = parser.parse_args()
+    if flags.own:
+        runpy.run_path(flags.own)
+    return flags
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="A trained model answers.")
     parser.add_argument("problem", nargs="?", help="a problem, as the task writes it; without: validation problems")
-    parser.add_argument("--run", type=Path, default="out/countdown-seed0/uft", help="folder of a run [%(default)s]")
-    flags = parser.parse_args()
+    flags = read_flags(parser)
     print(answers(flags.run, flags.problem))
 
 

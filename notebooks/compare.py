@@ -23,11 +23,15 @@ MAIN_JOB = ("sft", "rft", "sft_rft", "r3", "sasr", "uft")
 
 def compare(runs: list[Config]) -> None:
     first, folder = runs[0], Path(runs[0].out).parent
-    print(f"{len(runs)} methods on {first.task}, device {pick_device(first).type}, into {folder}/", flush=True)
-    for name in ("hint_steps", "warmup"):
-        if getattr(first, name) >= first.steps:
-            print(f"note: for methods that use it, --{name} {getattr(first, name)} fills all --steps {first.steps}")
+    for cfg in runs:
+        train.check(cfg)
+        train.saved_run(cfg, cfg.steps)
     base_model(first, make_task(first.task, first.seed))
+    print(f"{len(runs)} methods on {first.task}, device {pick_device(first).type}, into {folder}/", flush=True)
+    for name, part in {"hint_steps": 0.6, "warmup": 0.5}.items():
+        if (value := getattr(first, name)) >= first.steps:
+            better = f"consider --{name} {int(part * first.steps)}"
+            print(f"note: for methods that use it, --{name} {value} fills all --steps {first.steps}; {better}")
     outcomes = dict(zip([cfg.method for cfg in runs], side_by_side(runs, watched), strict=True))
     done = [name for name, x in outcomes.items() if isinstance(x, list)]
     if done:

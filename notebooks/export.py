@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import Task  # noqa: E402
 from model import GPT  # noqa: E402
-from notebooks.ask import trained  # noqa: E402
+from notebooks.ask import read_flags, trained  # noqa: E402
 from notebooks.report import script  # noqa: E402
 
 
@@ -82,9 +82,8 @@ def write_llama(task: Task, model: GPT, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a trained model as a Llama.")
-    parser.add_argument("--run", type=Path, default="out/countdown-seed0/uft", help="folder of a run [%(default)s]")
     parser.add_argument("--to", type=Path, default="out/llama", help="a new folder [%(default)s]")
-    flags = parser.parse_args()
+    flags = read_flags(parser)
     print(write_llama(*trained(flags.run)[1:], flags.to))
 
 

@@ -133,6 +133,9 @@ def base(cfg: Config) -> None:
     base_model(cfg, make_task(cfg.task, cfg.seed))
 
 
+made = set()  # base models that are there
+
+
 def keep(path: Path, kept: dict) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
@@ -149,9 +152,12 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     keys = [json.dumps(dict(sorted(settings(cfg).items() - defaults))) for cfg in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
     start = time.perf_counter()
-    bases = {(c.task, c.seed, c.layers, c.width, c.base_steps): c for c in missing.values() if c.task[:5] != "tree:"}
-    side_by_side(list(bases.values()), base)  # once each: many runs share them
-    for some in (list(missing)[i : i + 12] for i in range(0, len(missing), 12)):  # so that little is lost when stopped
+    bases = {(c.task, c.seed, c.layers, c.width, c.base_steps): c for c in missing.values()}
+    new = [cfg for key, cfg in bases.items() if key not in made and make_task(cfg.task).random_play]
+    side_by_side(new, base)  # once each: many runs share them
+    made.update(bases)
+    n = len(missing) if quick else 12  # at a time, so that little is lost when stopped
+    for some in (list(missing)[i : i + n] for i in range(0, len(missing), n or 1)):
         found = dict(zip(some, side_by_side([missing[key] for key in some], work), strict=True))
         for key, x in found.items():
             if isinstance(x, dict):
