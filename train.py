@@ -98,14 +98,14 @@ FLAGS |= {"reference": {"choices": ["base", "sft"]}}
 SHARES, AT_LEAST_1 = "hint_low hint_high mix share", "problems group updates micro_batch validation eval_every"
 MAY_CHANGE = "steps out cache device"  # when a run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "hint_tokens", "seconds"]  # from the run's start
-SCORES = ["expected_reward", "test", "test_chosen", "test_base", "unseen", "pass@8_test"]  # said at the end
+SCORES = ["expected_reward", "test", "test_base", "unseen"]  # said at the end
 PLAYS = 256  # a step of base training
 FORMAT = 5  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 BAR = {"disable": True} if RANK else {}  # of progress; in a file it is a line every 20 seconds
 if not sys.stderr.isatty():
     lines = SimpleNamespace(write=lambda x: sys.stderr.write(x.strip() and x.strip() + "\n"), flush=sys.stderr.flush)
-    BAR |= {"mininterval": 20, "file": lines, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}"}
+    BAR |= {"mininterval": 20, "maxinterval": 60, "file": lines, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}"}
 
 
 def check(cfg: Config) -> None:
