@@ -98,7 +98,6 @@ FLAGS |= {"reference": {"choices": ["base", "sft"]}}
 SHARES, AT_LEAST_1 = "hint_low hint_high mix share", "problems group updates micro_batch validation eval_every"
 MAY_CHANGE = "steps out cache device"  # when a run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "hint_tokens", "seconds"]  # from the run's start
-SCORES = ["expected_reward", "test", "test_base", "unseen"]  # said at the end
 PLAYS = 256  # a step of base training
 FORMAT = 5  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
@@ -112,7 +111,7 @@ def check(cfg: Config) -> None:
     """What makes no sense is told before any work is done."""
     for f in fields(cfg):
         value, least = getattr(cfg, f.name), int(f.name in AT_LEAST_1)
-        most = 1 if f.name in SHARES else 10**6 if f.type is int else 10**9
+        most = 1 if f.name in SHARES else 1_000_000 if f.type is int else 1_000_000_000
         if f.type is not str and not least <= value <= most:
             raise ValueError(f"--{f.name} {value}: expected a number from {least} to {most:,}")
     if cfg.problems < PROCESSES:
@@ -149,9 +148,10 @@ def load(path: Path) -> dict:
 def saved_run(cfg: Config, steps: int) -> dict:
     """What the run's folder holds. Before a run begins, and before it writes, this makes sure that these are neither
     another run's results, nor more steps of this one, as when a second process is training it."""
-    if not Path(cfg.out, "checkpoint.pt").exists() or not cfg.out:
+    path = Path(cfg.out, "checkpoint.pt")
+    if not path.exists() or not cfg.out:
         return {}
-    saved = load(Path(cfg.out, "checkpoint.pt"))
+    saved = load(path)
     if changed := [n for n, x in asdict(cfg).items() if n not in MAY_CHANGE and saved["config"].get(n) != x]:
         raise ValueError(f"{cfg.out} holds another run, which differs in {', '.join(changed)}: choose another --out")
     if (more := len(saved["metrics"]) - 1) > steps:
@@ -224,11 +224,13 @@ def base_model(cfg: Config, task: Task) -> GPT:
 
 
 @torch.no_grad()
-def evaluate(policy: GPT, base: GPT, task: Task, problems: list[Problem], generator, watch: Callable) -> dict:
-    """One greedy answer to each problem, and eight that are sampled; on a tree the expected reward, exactly."""
+def evaluate(policy: GPT, base: GPT, task: Task, sets: dict, name: str, generator, watch: Callable) -> dict:
+    """To each problem of a set one greedy answer, and one (test: eight) sampled; on a tree E[reward], exactly."""
+    problems, n = sets[name], 8 if name == "test" else 1
     greedy = rollout(policy, task, problems, [0] * len(problems), 0.0)
-    eight = rollout(policy, task, problems * 8, [0] * len(problems) * 8, 1.0, generator).solved.view(8, -1)
-    found = {"accuracy": greedy.solved, "reward": greedy.reward, "sampled": eight, "pass@8": eight.any(0)}
+    some = rollout(policy, task, problems * n, [0] * len(problems) * n, 1.0, generator).solved.view(n, -1)
+    found = {"accuracy": greedy.solved, "reward": greedy.reward, "sampled": some}
+    found |= {f"pass@{n}": some.any(0)} if n > 1 else {}
     if task.leaves:  # all other answers are worth the same
         leaves = [replace(problems[0], demo=[leaf]) for leaf in task.leaves]
         rows = rollout(policy, task, leaves, [1] * len(leaves))
@@ -298,7 +300,7 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
             part.load_state_dict(saved[name])
 
     def look(policy: GPT, name: str, *purpose: int) -> dict:
-        return evaluate(policy, base, task, sets[name], randomness(cfg, *purpose)[1], watch)
+        return evaluate(policy, base, task, sets, name, randomness(cfg, *purpose)[1], watch)
 
     def validated(record: dict) -> dict:  # whose "reward" is the step's own
         found = gather(look(model, "validation", 7, record["step"]))[0]
@@ -322,8 +324,8 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
             saved_run(cfg, t)
             content = {"config": asdict(cfg), "metrics": metrics, "memory": memory, "end": end}
             save(Path(cfg.out, "checkpoint.pt"), content | {name: part.state_dict() for name, part in parts.items()})
-            lines = [json.dumps(m) + "\n" for m in [*metrics[:-1], last | end]]
-            Path(cfg.out, "metrics.jsonl").write_text("".join(lines))
+            text = "".join(json.dumps(m) + "\n" for m in [*metrics[:-1], last | end])
+            Path(cfg.out, "metrics.jsonl").write_text(text)
         if over:
             return [*metrics[:-1], last | end]
         if method.warm and not method.p_sft and t == cfg.warmup:
@@ -335,7 +337,7 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
         s = Step(t, cfg, task, model, reference, draw, rng, randomness(cfg, 8, t)[0].random(), generator, memory)
         metrics, end = [*metrics, learn(method, s, optimizer, last)], {}
         memory = json.loads(json.dumps(memory, default=lambda x: x.tolist()))  # always as a checkpoint would have it
-        bar.set_postfix({name: f"{metrics[-1][name]:.2f}" for name in ("reward", "accuracy")}, refresh=False)
+        bar.set_postfix_str(f"reward {last['reward']:.2f}, accuracy {last['accuracy']:.2f}", refresh=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,7 +363,10 @@ def one_by_one(runs: list[Config]) -> None:
     for cfg in runs:
         end = run(cfg)[-1]
         if RANK == 0:
-            print(f"\n{cfg.method}:", *[f"{n} {end[n]:.3f} " for n in SCORES if n in end])
+            print(
+                f"\n{cfg.method}:",
+                *[f"{n} {end[n]:.3f} " for n in ("test", "unseen", "expected_reward") if n in end],
+            )
             print(f"ask it: python notebooks/ask.py --run {cfg.out}   (or export.py)")
             print(f"beside another: python notebooks/compare.py --task {cfg.task} --method {cfg.method} rft")
 

@@ -45,10 +45,8 @@ OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward fr
 
 
 def config(method: str, seed: int, **more) -> Config:
-    options = [f"{name}={more.pop(name)}" for name in ("numbers", "high") if name in more]
-    return Config(
-        method=method, seed=seed, task=":".join(["countdown", ",".join(options)][: 1 + bool(options)]), **more
-    )
+    task = f"countdown:numbers={more.pop('numbers', 4)},high={more.pop('high', 10)}"
+    return Config(task=task, method=method, seed=seed, **more)
 
 
 def by_the_rules(model, task, problems, generator) -> float:

@@ -242,11 +242,17 @@ def test_a_folder_that_holds_a_run_is_left_alone(cache, tmp_path):
     assert (folder / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
 
 
+def hears_ctrl_c() -> None:
+    """Also where the tests are started in the background, and what they start would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(cache, tmp_path):
     """Work lost that a checkpoint holds; a traceback; files where no run was asked to write."""
     (tmp_path / "elsewhere").mkdir()
     script, words = [sys.executable, str(ROOT / "train.py")], flags(cache, out=tmp_path, steps=100_000, eval_every=2)
-    process = subprocess.Popen([*script, *words], cwd=tmp_path / "elsewhere", stderr=subprocess.PIPE, text=True)
+    how = dict(stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    process = subprocess.Popen([*script, *words], cwd=tmp_path / "elsewhere", **how)
     deadline = time.time() + 120
     while not (tmp_path / "uft/metrics.jsonl").exists() or (tmp_path / "uft/metrics.jsonl").stat().st_size < 2000:
         assert process.poll() is None and time.time() < deadline
@@ -313,7 +319,8 @@ def test_ctrl_c_ends_all_of_them(cache, tmp_path, everyone):
     """A traceback from every process; runs that train on when only the parent hears."""
     command = [sys.executable, "notebooks/compare.py", *flags(cache, out=tmp_path, steps=100_000, eval_every=2)]
     command += ["--method", "uft", "rft"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    how = dict(stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, **how)
     deadline = time.time() + 120
     while not (tmp_path / "uft/checkpoint.pt").exists():
         assert process.poll() is None and time.time() < deadline
