@@ -50,6 +50,7 @@ class Task:
     form = r".*"  # of a user's own problem
     ends = True  # answers are closed by <end>
     leaves: dict[str, float] = {}  # where they can be listed: the answers that are worth more than all others
+    settings = ""  # train.py's, where other defaults suit the task better, as in "width=32,lr=3e-4"
     random_play = None  # where there are rules to learn before any method: rng -> a problem and legal play in it
 
     def __init__(self, words: list[str]):
@@ -206,48 +207,34 @@ def apply(a: int, op: str, b: int) -> int | None:
     return a + b if op == "+" else a - b if op == "-" else a * b
 
 
-class Walk(Task):
-    """What trees and chains share: H steps with B choices each, and only the whole of them is judged.
+class Tree(Task):
+    """The theorem's own object: H steps with B choices each, and one good leaf, drawn once, from the run's seed.
 
-    Reward 1.0: right; 0.1: wrong; 0: no walk at all, which no policy can write: B words are its choice, its answers are
-    H steps long, without an <end>. So nothing tells one wrong answer from another, and a policy that never sees a right
-    one has nothing to learn from: that is the exponential wall, B^H answers high.
-    """
-
-    WRONG, ends = 0.1, False
-
-    def __init__(self, horizon: int, B: int, digits: int = 1):
-        if not (1 <= horizon <= 64 and 2 <= B <= 10):
-            raise ValueError(f"horizon={horizon}, B={B}: expected 1 <= horizon <= 64, 2 <= B <= 10")
-        choices = "0123456789"[:B]
-        super().__init__([*choices, "\n"])
-        self.horizon, self.B, self.digits = horizon, B, digits  # digits: to a step
-        self.answer_tokens, self.writable, self.walk = digits * horizon, B, f"[{choices}]{{{digits * horizon}}}"
-
-    def steps(self, choices: np.ndarray) -> list[str]:
-        """(H, digits) choices -> units."""
-        return ["".join(map(str, step)) for step in choices.reshape(self.horizon, self.digits)]
-
-
-class Tree(Walk):
-    """The theorem's own object: B actions, H steps, and one good leaf, drawn once, from the run's seed.
+    Reward 1.0: the good leaf; 0.1: another; 0: no leaf at all, which no policy can write: B words are its choice, its
+    answers are H steps long, without an <end>. So nothing tells one wrong answer from another, and a policy that never
+    sees the right one has nothing to learn from: that is the exponential wall, B^H answers high.
 
     With `fork` = k the demonstration leaves the best path k steps before its end, for a leaf worth 0.5: who only
     imitates it stays there, who only explores meets B^H.
     """
 
+    WRONG, ends = 0.1, False
+    settings = "validation=1,test=1,demos=8,problems=8,group=32,layers=1,width=32,steps=400,eval_every=10,"
+    settings += "hint_steps=240,warmup=30,hint_coef=0.1,entropy_coef=0.1"
+
     def __init__(self, horizon: int = 8, B: int = 4, fork: int = 0, seed: int = 0):
-        super().__init__(horizon, B)
-        if not 0 <= fork <= horizon:
-            raise ValueError(f"fork={fork}: the tree has only horizon={horizon} steps")
+        if not (1 <= horizon <= 64 and 2 <= B <= 10 and 0 <= fork <= horizon):
+            raise ValueError("tree: expected 1 <= horizon <= 64, 2 <= B <= 10, 0 <= fork <= horizon")
+        super().__init__([*"0123456789"[:B], "\n"])
         rng = np.random.default_rng([seed, horizon, B])
         best = rng.integers(0, B, horizon)
         demo = best.copy()
         if fork:
             demo[-fork:] = rng.integers(0, B, fork)
             demo[-fork] = (best[-fork] + rng.integers(1, B)) % B  # away from the best path
-        self.prompt_tokens, self.form, self.only = 1, "", Problem("\n", self.steps(demo))
-        self.leaves = {"".join(self.steps(demo)): 0.5, "".join(self.steps(best)): 1.0}  # one leaf without a fork
+        self.prompt_tokens, self.answer_tokens, self.writable, self.form = 1, horizon, B, ""
+        self.leaf, self.only = f"[0-{B - 1}]{{{horizon}}}", Problem("\n", [*map(str, demo)])
+        self.leaves = {"".join(map(str, demo)): 0.5, "".join(map(str, best)): 1.0}  # one leaf without a fork
 
     def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
         return self.only
@@ -256,36 +243,10 @@ class Tree(Walk):
         return [self.only] * size
 
     def reward(self, problem: Problem, answer: str) -> float:
-        return self.leaves.get(answer, self.WRONG if re.fullmatch(self.walk, answer) else 0.0)
+        return self.leaves.get(answer, self.WRONG if re.fullmatch(self.leaf, answer) else 0.0)
 
 
-class Chain(Walk):
-    """Arithmetic with a horizon: for x_1 .. x_H write the running sums z_i = z_(i-1) + x_i modulo B.
-
-    With `free` = 1 a step is y_i z_i, with y_i of one's own choice and z_i = z_(i-1) + y_i + x_i: B^H answers are right
-    of B^2H. B = 2 is then the chain of parities (AdaBack 2506.18110).
-    """
-
-    def __init__(self, horizon: int = 8, B: int = 4, free: int = 0):
-        super().__init__(horizon, B, 1 + free)
-        self.prompt_tokens, self.form = horizon + 1, f"[0-{B - 1}]{{{horizon}}}"
-
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
-        x, y = rng.integers(0, self.B, (2, self.horizon))
-        y *= self.digits - 1
-        z = (x + y).cumsum() % self.B
-        return Problem("".join(map(str, x)) + "\n", self.steps(np.stack([y, z], 1)[:, -self.digits :]))
-
-    def reward(self, problem: Problem, answer: str) -> float:
-        if not re.fullmatch(self.walk, answer):
-            return 0.0
-        x = np.array([*map(int, problem.prompt[:-1])])
-        steps = np.array([*map(int, answer)]).reshape(self.horizon, self.digits)  # "yz" or "z"
-        right = (x + steps[:, :-1].sum(1)).cumsum() % self.B == steps[:, -1]
-        return 1.0 if right.all() else self.WRONG
-
-
-TASKS = {"countdown": Countdown, "tree": Tree, "chain": Chain}
+TASKS = {"countdown": Countdown, "tree": Tree}
 
 
 def read_options(text: str, defaults: dict) -> dict:

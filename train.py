@@ -15,13 +15,11 @@ import copy
 import json
 import os
 import re
-import sys
 import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,16 +32,15 @@ from nanouft import METHODS, Method, Step, gather, log_probs, rollout, shared_on
 
 @dataclass(frozen=True, init=False)
 class Config:
-    """All settings. The comment beside one is its --help. Where PRESETS has others for a task or a size, these hold."""
+    """All settings. The comment beside one is its --help. A task may have defaults of its own (Task.settings)."""
 
     task: str = "countdown"  # the task; its own options follow its name, as in tree:horizon=8,fork=2
     method: str = "uft"  # the method; on the command line also several
-    size: str = "laptop"  # laptop, or gpu: a larger model, an hour on one card
     seed: int = 0  # drives everything: problems, weights, samples, hints, coins
     steps: int = 700  # training steps; each draws its problems anew
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
-    cache: str = "out/base"  # folder of trained base models, beside this file
+    cache: str = "out/base"  # folder of trained base models
     # problems and model
     demos: int = 1024  # problems to train on (the pool), each with a demonstration
     validation: int = 512  # validation problems: for curves, for grids and for the choice of a checkpoint
@@ -78,44 +75,28 @@ class Config:
     until: float = 2.0  # stop once the validation accuracy (trees: the expected reward) is this high; 2: never
 
     def __init__(self, **settings):
-        defaults = {f.name: f.default for f in fields(self)}
-        for name in (settings.get("task", self.task).partition(":")[0], settings.get("size")):
-            defaults = read_options(PRESETS.get(name, ""), defaults)
+        task = TASKS.get(settings.get("task", self.task).partition(":")[0], Task)
+        defaults = read_options(task.settings, {f.name: f.default for f in fields(self)})
         if unknown := settings.keys() - defaults:
             raise TypeError(f"Config has no setting {unknown.pop()!r}")
         vars(self).update(defaults | settings)
 
 
-PRESETS = {
-    "tree": "validation=1,test=1,demos=8,problems=8,group=32,layers=1,width=32,steps=400,eval_every=10,"
-    "hint_steps=240,warmup=30,hint_coef=0.1,entropy_coef=0.1",
-    "chain": "validation=256,problems=32,steps=400,eval_every=20,hint_steps=240,warmup=100,hint_coef=0.1",
-    "gpu": "demos=16384,layers=6,width=384,base_steps=4000,group=16,micro_batch=1024,steps=1500,hint_steps=900,"
-    "warmup=750,eval_every=100,lr=3e-4",
-}
-FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "size": {"choices": ["laptop", "gpu"]}}
-FLAGS |= {"reference": {"choices": ["base", "sft"]}}
+FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "reference": {"choices": ["base", "sft"]}}
 SHARES, AT_LEAST_1 = "hint_low hint_high mix share", "problems group updates micro_batch validation eval_every"
 MAY_CHANGE = "steps out cache device"  # when a run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "hint_tokens", "seconds"]  # from the run's start
-PLAYS = 256  # a step of base training
 FORMAT = 5  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-BAR = {"disable": True} if RANK else {}  # of progress; in a file it is a line every 20 seconds
-if not sys.stderr.isatty():
-    lines = SimpleNamespace(write=lambda x: sys.stderr.write(x.strip() and x.strip() + "\n"), flush=sys.stderr.flush)
-    BAR |= {"mininterval": 20, "maxinterval": 60, "file": lines, "bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}"}
 
 
 def check(cfg: Config) -> None:
     """What makes no sense is told before any work is done."""
     for f in fields(cfg):
-        value, least = getattr(cfg, f.name), int(f.name in AT_LEAST_1)
-        most = 1 if f.name in SHARES else 1_000_000 if f.type is int else 1_000_000_000
+        least = PROCESSES if f.name == "problems" else int(f.name in AT_LEAST_1)
+        value, most = getattr(cfg, f.name), 1 if f.name in SHARES else 1_000_000
         if f.type is not str and not least <= value <= most:
             raise ValueError(f"--{f.name} {value}: expected a number from {least} to {most:,}")
-    if cfg.problems < PROCESSES:
-        raise ValueError(f"--problems {cfg.problems}: fewer than the {PROCESSES} processes that share them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,22 +117,20 @@ def save(path: Path, content: dict) -> None:
 
 def load(path: Path) -> dict:
     try:
-        damaged = zipfile.ZipFile(path).testzip()  # checksums, which torch.load does not look at
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if damaged or content["format"] != FORMAT:
-            raise ValueError("damaged" if damaged else "by another version of nanouft")
+        if zipfile.ZipFile(path).testzip() or content["format"] != FORMAT:  # torch.load looks at no checksums
+            raise ValueError("damaged, or by another version of nanouft")
         return content
     except Exception as error:  # what a broken file raises depends on where it is broken
         raise ValueError(f"{path} is no checkpoint to go on from ({error}): train first, or delete it") from None
 
 
 def saved_run(cfg: Config, steps: int) -> dict:
-    """What the run's folder holds. Before a run begins, and before it writes, this makes sure that these are neither
-    another run's results, nor more steps of this one, as when a second process is training it."""
-    path = Path(cfg.out, "checkpoint.pt")
-    if not path.exists() or not cfg.out:
-        return {}
-    saved = load(path)
+    """What the run's folder holds, or what a new run begins with. Before a run begins, and before it writes, this makes
+    sure that these are neither another run's results, nor more steps of this one, as when two processes train it."""
+    path, metrics = Path(cfg.out, "checkpoint.pt"), [{"step": 0} | dict.fromkeys(COUNTED, 0)]
+    new = {"config": asdict(cfg), "metrics": metrics, "memory": {}, "end": {}}
+    saved = load(path) if cfg.out and path.exists() else new
     if changed := [n for n, x in asdict(cfg).items() if n not in MAY_CHANGE and saved["config"].get(n) != x]:
         raise ValueError(f"{cfg.out} holds another run, which differs in {', '.join(changed)}: choose another --out")
     if (more := len(saved["metrics"]) - 1) > steps:
@@ -197,22 +176,20 @@ def base_model(cfg: Config, task: Task) -> GPT:
     unrelated targets. It knows the rules, not how to aim. It is cached by its settings. Trees and chains have no rules
     to learn: there it is an untrained model."""
     model = make_model(cfg, task)
-    path = (
-        Path(__file__).parent / cfg.cache / f"{folder(cfg)}-{task.vocab}-{cfg.layers}x{cfg.width}-{cfg.base_steps}.pt"
-    )
+    path = Path(cfg.cache, f"{folder(cfg)}-{task.vocab}-{cfg.layers}x{cfg.width}-{cfg.base_steps}.pt")
     if path.exists():
         model.load_state_dict(load(path)["model"])
         return model
     model.init_weights(randomness(cfg, 2)[1])
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    # For the blocks' matrices Muon needs a quarter of the steps that AdamW would.
+    muon = torch.optim.Muon([p for p in model.blocks.parameters() if p.dim() == 2], weight_decay=0)
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
-    muon = torch.optim.Muon(matrices, weight_decay=0)  # a quarter of the steps that AdamW would need for the matrices
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    settings = replace(cfg, problems=PLAYS, group=1, updates=1)
-    for t in tqdm(range(cfg.base_steps), "base model", **BAR) if task.random_play else ():
+    settings = replace(cfg, problems=256, group=1, updates=1)
+    for t in tqdm(range(cfg.base_steps if task.random_play else 0), "base model", disable=None):
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
-        plays = [task.random_play(rng) for rng in [randomness(cfg, 3, t)[0]] for _ in range(PLAYS)]
+        plays = [task.random_play(rng) for rng in [randomness(cfg, 3, t)[0]] for _ in range(settings.problems)]
         train_step(METHODS["sft"], Step(t, settings, task, model, model, lambda _, x=plays: x, None), [muon, adamw])
     if task.random_play:
         save(path, {"model": model.state_dict()})
@@ -229,8 +206,7 @@ def evaluate(policy: GPT, base: GPT, task: Task, sets: dict, name: str, generato
     problems, n = sets[name], 8 if name == "test" else 1
     greedy = rollout(policy, task, problems, [0] * len(problems), 0.0)
     some = rollout(policy, task, problems * n, [0] * len(problems) * n, 1.0, generator).solved.view(n, -1)
-    found = {"accuracy": greedy.solved, "reward": greedy.reward, "sampled": some}
-    found |= {f"pass@{n}": some.any(0)} if n > 1 else {}
+    found = {"accuracy": greedy.solved, "reward": greedy.reward, "pass@1": some, f"pass@{n}": some.any(0)}
     if task.leaves:  # all other answers are worth the same
         leaves = [replace(problems[0], demo=[leaf]) for leaf in task.leaves]
         rows = rollout(policy, task, leaves, [1] * len(leaves))
@@ -254,13 +230,12 @@ def exploration(s: Step) -> dict[str, float]:
     each = []
     for rows in s.explored:
         read = shared_once(replace(rows, weight=rows.hint.float()), s.cfg.group) > 0  # a shared hint counts once
-        tried, given, sampled = rows.suffix.any(1), rows.hint.sum(1), rows.suffix.sum(1)
-        each += [torch.stack([rows.reward, tried, rows.solved & tried, given, read.sum(1), sampled, rows.logp.sum(1)])]
-    each, groups = torch.cat(each, 1), s.rows.reward.view(-1, s.cfg.group)
-    _, rollouts, solved, given, read, sampled, logp = each.double().sum(1).tolist()
-    found = {"reward": each[0].mean().item(), "rollouts": rollouts, "sampled_tokens": sampled, "hint_tokens": read}
+        tried, sampled = rows.suffix.any(1), rows.suffix.sum(1)
+        each += [torch.stack([rows.reward, tried, rows.solved & tried, sampled, rows.logp.sum(1), read.sum(1)])]
+    each, groups = torch.cat(each, 1).double(), s.rows.reward.view(-1, s.cfg.group)
+    _, rollouts, solved, sampled, logp, read = each.sum(1).tolist()
+    found = {"rollouts": rollouts, "sampled_tokens": sampled, "hint_tokens": read, "reward": each[0].mean().item()}
     found["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).float().mean().item()
-    found["hint_share"] = given / (given + sampled)
     return found | ({"explored_solved": solved / rollouts, "entropy": -logp / sampled} if rollouts else {})
 
 
@@ -283,7 +258,7 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     watch(policy, base, task, problems, generator) may add metrics to each validation and test."""
     check(cfg)
     task, method, saved = make_task(cfg.task, cfg.seed), METHODS[cfg.method], saved_run(cfg, cfg.steps)
-    sets, model = splits(cfg, task), make_model(cfg, task)
+    model, sets = make_model(cfg, task), splits(cfg, task)
     weights = base_model(cfg, task).state_dict() if RANK == 0 else None  # one base, however many processes there are
     if PROCESSES > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group()  # here the others wait for the base
@@ -293,41 +268,35 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     task.prepare(sets["pool"], base, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
     parts = {"model": model, "reference": reference, "best": best, "optimizer": optimizer}
-    metrics, memory, end = [{"step": 0} | dict.fromkeys(COUNTED, 0)], {}, {}
-    if saved:
-        metrics, memory, end = saved["metrics"], saved["memory"], saved["end"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+    metrics, memory, end = saved["metrics"], saved["memory"], saved["end"]
+    for name in parts.keys() & saved.keys():
+        parts[name].load_state_dict(saved[name])
 
     def look(policy: GPT, name: str, *purpose: int) -> dict:
         return evaluate(policy, base, task, sets, name, randomness(cfg, *purpose)[1], watch)
 
-    def validated(record: dict) -> dict:  # whose "reward" is the step's own
-        found = gather(look(model, "validation", 7, record["step"]))[0]
-        return found | record | {"accuracy": found["accuracy"], "evaluated": True}
-
-    start = len(metrics) - 1
-    for t in (bar := tqdm(range(start, cfg.steps + 1), cfg.method, cfg.steps, initial=start, **BAR)):
+    for t in range(len(metrics) - 1, cfg.steps + 1):
         last = metrics[-1]
         if t % cfg.eval_every == 0 and "evaluated" not in last:
-            last |= validated(last)
+            found = gather(look(model, "validation", 7, t))[0]
+            last |= found | last | {"accuracy": found["accuracy"], "evaluated": True}  # its "reward" is the step's own
             if last is max(metrics, key=score):
                 best.load_state_dict(model.state_dict())
         over = t == cfg.steps or score(last) >= cfg.until
-        if over and not end:
-            end = {} if "evaluated" in last else validated(last)
-            for of, policy in {"": model, "_chosen": best, "_base": base}.items():
-                for name in (name for name in ("test", "unseen") if sets.get(name)):
-                    found = look(policy, name, 4)
-                    end |= {name + of: found.pop("accuracy")} | {f"{n}_{name}{of}": x for n, x in found.items()}
+        for of, policy in {"": model, "_chosen": best, "_base": base}.items() if over and not end else ():
+            for name in (name for name in ("test", "unseen") if sets.get(name)):
+                found = look(policy, name, 4)
+                end |= {name + of: found.pop("accuracy")} | {f"{n}_{name}{of}": x for n, x in found.items()}
+        whole = [*metrics[:-1], last | end]
         if RANK == 0 and cfg.out and (over or "evaluated" in last):
             saved_run(cfg, t)
             content = {"config": asdict(cfg), "metrics": metrics, "memory": memory, "end": end}
             save(Path(cfg.out, "checkpoint.pt"), content | {name: part.state_dict() for name, part in parts.items()})
-            text = "".join(json.dumps(m) + "\n" for m in [*metrics[:-1], last | end])
-            Path(cfg.out, "metrics.jsonl").write_text(text)
+            Path(cfg.out, "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in whole))
+            told = f"reward {last['reward']:.2f}  accuracy {last['accuracy']:6.1%}  {last['seconds']:5.0f} s"
+            print(f"{cfg.method:12s} step {t:5d}  {told}", flush=True)
         if over:
-            return [*metrics[:-1], last | end]
+            return whole
         if method.warm and not method.p_sft and t == cfg.warmup:
             optimizer.param_groups[0]["lr"] = cfg.second_lr or cfg.lr
             reference.load_state_dict({"base": base, "sft": model}[cfg.reference].state_dict())
@@ -337,7 +306,6 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
         s = Step(t, cfg, task, model, reference, draw, rng, randomness(cfg, 8, t)[0].random(), generator, memory)
         metrics, end = [*metrics, learn(method, s, optimizer, last)], {}
         memory = json.loads(json.dumps(memory, default=lambda x: x.tolist()))  # always as a checkpoint would have it
-        bar.set_postfix_str(f"reward {last['reward']:.2f}, accuracy {last['accuracy']:.2f}", refresh=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,9 +316,7 @@ def parse(argv: list[str] | None, methods: list[str]) -> list[Config]:
     """Flags -> a run for each method."""
     about = dict(re.findall(r"^    (\w+): .*  # (.*)$", Path(__file__).read_text(), re.M))
     ends = "The tasks and their options: " + "; ".join(f"{kind} {options(kind)}" for kind in TASKS)
-    parser = argparse.ArgumentParser(
-        "nanouft", "%(prog)s --SETTING X ...", argument_default=argparse.SUPPRESS, epilog=ends
-    )
+    parser = argparse.ArgumentParser(usage="%(prog)s --SETTING X ...", argument_default=argparse.SUPPRESS, epilog=ends)
     for f in fields(Config):
         how = {"type": f.type, "help": f"{about[f.name]} [{f.default}]"} | FLAGS.get(f.name, {"metavar": "X"})
         parser.add_argument(f"--{f.name}", **how)
@@ -363,10 +329,7 @@ def one_by_one(runs: list[Config]) -> None:
     for cfg in runs:
         end = run(cfg)[-1]
         if RANK == 0:
-            print(
-                f"\n{cfg.method}:",
-                *[f"{n} {end[n]:.3f} " for n in ("test", "unseen", "expected_reward") if n in end],
-            )
+            print(*[f"{cfg.method}: {n} {x:.3f}" for n, x in end.items() if n in ("test", "unseen", "expected_reward")])
             print(f"ask it: python notebooks/ask.py --run {cfg.out}   (or export.py)")
             print(f"beside another: python notebooks/compare.py --task {cfg.task} --method {cfg.method} rft")
 
@@ -376,9 +339,9 @@ def main(argv: list[str] | None = None, work: Callable = one_by_one, methods: tu
     try:
         work(parse(argv, methods))
     except KeyboardInterrupt:
-        sys.exit("\nnanouft: stopped; the same command goes on from the last checkpoint")
+        raise SystemExit("\nnanouft: stopped; the same command goes on from the last checkpoint") from None
     except (ValueError, OSError) as problem:
-        sys.exit(f"nanouft: {problem}")
+        raise SystemExit(f"nanouft: {problem}") from None
 
 
 if __name__ == "__main__":

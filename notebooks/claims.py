@@ -1,18 +1,22 @@
-"""The README's tables of results, and of the papers' claims and whether they hold: from the kept results, in seconds.
+"""The tables in both README.md: methods, the papers' claims and whether they hold, results. From what is kept.
 
-python notebooks/claims.py
+python notebooks/claims.py          writes them anew, in a quarter of a minute
 """
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from nanouft import METHODS  # noqa: E402
 from notebooks import countdown, horizon, one_stage  # noqa: E402
 from notebooks.lab import measured  # noqa: E402
+from notebooks.report import CORE, equations_table, methods_table  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
 LEVEL = -1.0  # "level" is at most so many points below
@@ -21,10 +25,11 @@ LEVEL = -1.0  # "level" is at most so many points below
 class Claim(NamedTuple):
     paper: str
     claim: str
-    measured: str
+    number: str  # with its interval
     verdict: str
     seeds: int
     command: str
+    front: bool = False  # on the front page, too
 
 
 def interval(gaps: np.ndarray) -> tuple[float, float, float]:
@@ -66,10 +71,6 @@ def looks(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
     return [{cell: points(some, what) for cell, some in found.items()} for what in LOOKS.values()]
 
 
-def at_all(*gaps: np.ndarray) -> str:
-    return ", ".join(f"{name} {difference(some)}" for name, some in zip(LOOKS, gaps, strict=True))
-
-
 def by_size(holds: list[str]) -> str:
     sizes = countdown.SIZES
     return holds[0] if len(set(holds)) == 1 else ", ".join(f"{s}: {h}" for s, h in zip(sizes, holds, strict=True))
@@ -80,36 +81,36 @@ def on_sizes() -> Iterator[Claim]:
     x, last, *_ = every = looks(found)
     added = countdown.always_adding()["test"]
 
-    def row(claim: str, told: str, holds: str) -> Claim:
-        return Claim("UFT", claim, told, holds, 5, "`python notebooks/countdown.py sizes`")
+    def row(claim: str, told: str, holds: str, front: bool = False) -> Claim:
+        return Claim("UFT", claim, told, holds, 5, "`python notebooks/countdown.py sizes`", front)
 
     def each(size: str, *arms: str) -> str:
-        return ", ".join(f"{arm.upper()} {spread(x[size, arm])}" for arm in arms)
+        return ", ".join(f"{arm.upper()} {x[size, arm].mean():.1f}" for arm in arms)
 
     for size in sizes:
         gaps = [y[size, "uft"] - np.maximum(y[size, "sft"], y[size, "rft"]) for y in every]
         beyond_adding = (y[size, "uft"] - added for y in (x, last))  # where nobody learns more, all are level
         holds = agreed(*gaps, least=LEVEL) if agreed(*beyond_adding) == "holds" else "can't tell"
-        claim = f"UFT is level with the better of SFT and RFT, or above it: {size} parameters"
-        told = f"{each(size, 'uft', 'sft', 'rft')}, always adding {added:.1f}; {at_all(*gaps)}"
-        yield row(claim, told, holds)
+        claim = f"UFT is level with the better of SFT and RFT, or above it: countdown, {size} parameters"
+        yield row(claim, f"{each(size, 'uft', 'sft', 'rft')}: {difference(gaps[0])}", holds, size == "105k")
     for size, claim, a, b in (
         (sizes[0], "Small models: SFT is above RFT", "sft", "rft"),
         (sizes[-1], "Large models: RFT is above SFT", "rft", "sft"),
     ):
         gaps = [y[size, a] - y[size, b] for y in every]
-        yield row(f"{claim}: {size} parameters", f"{each(size, a, b)}; {at_all(*gaps)}", agreed(*gaps))
+        yield row(f"{claim}: {size}", f"{each(size, a, b)}: {difference(gaps[0])}", agreed(*gaps))
     for other, name in {"sft_rft": "SFT then RFT", "r3": "R3"}.items():
-        gaps = {size: [y[size, "uft"] - y[size, other] for y in every] for size in sizes}
-        told = "; ".join(f"{size} {at_all(*some)}" for size, some in gaps.items())
-        yield row(f"UFT is above {name}", told, by_size([agreed(*some) for some in gaps.values()]))
+        for size in sizes:
+            gaps = [y[size, "uft"] - y[size, other] for y in every]
+            told = f"{each(size, 'uft', other)}: {difference(gaps[0])}".replace("SFT_RFT", "SFT then RFT")
+            front = other == "sft_rft" and size != "30k"
+            yield row(f"UFT is above {name}: countdown, {size} parameters", told, agreed(*gaps), front)
 
     arms = [found["105k", arm] for arm in ("uft", "rft")]
     early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in some]) for some in arms]
-    told = "of the rollouts in steps 1 to 100 right, hints included: UFT {} %, RFT {} % (105k)".format(
-        *map(spread, early)
-    )
-    yield row("UFT explores with more success from the first step on (figure 6)", told, verdict(early[0] - early[1]))
+    told = "steps 1 to 100, 105k: UFT {} % right, RFT {}".format(*map(spread, early))
+    claim = "UFT explores with more success from the first step on, hints included (figure 6)"
+    yield row(claim, told, verdict(early[0] - early[1]))
 
 
 def on_generalisation() -> Iterator[Claim]:
@@ -132,29 +133,20 @@ def on_generalisation() -> Iterator[Claim]:
         ours, sft = ([gain(size, a, there, of) - gain(size, a, here, of) for of in checkpoint] for a in (arm, "sft"))
         return [x - y for x, y in zip(ours, sft, strict=True)]
 
-    def row(claim: str, arm: str, where: tuple[str, str], told: dict[str, str], holds: list[str]) -> Claim:
-        def solved(size: str, a: str) -> str:
-            return f"{a.upper()} {' and '.join(spread(share(size, a, x, '_chosen')) for x in where)}"
-
-        each = "; ".join(f"{size} {solved(size, arm)}, {solved(size, 'sft')}; {text}" for size, text in told.items())
-        measured = f"of {' and '.join(where)}, sums left out: {each}".replace("pool", "training")
-        return Claim("UFT", claim, measured, by_size(holds), 5, "`python notebooks/countdown.py sizes`")
-
-    for arm in ("rft", "uft"):
-        gaps = {size: against_sft(in_points, size, arm, "pool", "test") for size in countdown.SIZES}
-        claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
-        told = {size: "chosen {}, last {}".format(*map(difference, some)) for size, some in gaps.items()}
-        yield row(claim, arm, ("pool", "test"), told, [agreed(*some) for some in gaps.values()])
-    for arm in ("rft", "uft"):
-        told, holds = {}, []
-        for size in countdown.SIZES:
+    for size in countdown.SIZES:
+        for arm in ("rft", "uft"):
+            gaps = against_sft(in_points, size, arm, "pool", "test")
+            claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
+            told = f"last checkpoints, points: {difference(gaps[1])}"
+            yield Claim("UFT", f"{claim}: {size}", told, agreed(*gaps), 5, "`python notebooks/countdown.py sizes`")
+    for size in countdown.SIZES:
+        for arm in ("rft", "uft"):
             learned = agreed(*(in_points(size, arm, "test", of) for of in checkpoint)) == "holds"
             gaps = against_sft(in_log_odds, size, arm, "test", "unseen") if learned else []
-            each = [difference(some, 2) for some in gaps]
-            told[size] = "chosen {}, last {} in log-odds".format(*each) if learned else f"{arm.upper()} gains nothing"
-            holds += [agreed(*gaps) if learned else "can't tell"]
-        claim = f"{arm.upper()} generalises: out of distribution it gains more, compared to the test, than SFT"
-        yield row(claim, arm, ("test", "unseen"), told, holds)
+            told = f"last checkpoints, log-odds: {difference(gaps[1], 2)}" if learned else "no gain to carry over"
+            claim = f"{arm.upper()} generalises: to an unseen number it carries more of its gain than SFT: {size}"
+            holds = agreed(*gaps) if learned else "can't tell"
+            yield Claim("UFT", claim, told, holds, 5, "`python notebooks/countdown.py sizes`")
 
 
 def on_switches() -> Iterator[Claim]:
@@ -162,15 +154,16 @@ def on_switches() -> Iterator[Claim]:
         "sft": "SFT",
         "rft": "RL alone (GRPO)",
         "static": "static alternation",
-        "mix": "a coin with its own share of SFT (ours: does adapting pay?)",
+        "mix": "a coin with the same share of SFT (ours: does adapting pay?)",
         "sft_rft": "SFT, then RL",
     }
     found = {arm: results for (_, arm), results in countdown.sizes(("105k",)).items()} | countdown.switches()
     x, *_ = every = looks(found)
     for other, name in others.items():
         gaps = [y["sasr"] - y[other] for y in every]
-        told = f"{spread(x['sasr'])} against {spread(x[other])}; {at_all(*gaps)}"
-        yield Claim("SASR", f"SASR is above {name}", told, agreed(*gaps), 5, "`python notebooks/countdown.py switches`")
+        told, command = f"{x['sasr'].mean():.1f} against {x[other].mean():.1f}: {difference(gaps[0])}", "switches"
+        command = f"`python notebooks/countdown.py {command}`"
+        yield Claim("SASR", f"SASR is above {name}", told, agreed(*gaps), 5, command, other in ("mix", "sft_rft"))
 
 
 def on_hints() -> Iterator[Claim]:
@@ -185,41 +178,42 @@ def on_hints() -> Iterator[Claim]:
     x, *_ = every = looks({name: hinted[name] for name in (uft, *claims)})
     for other, claim in claims.items():
         gaps = [y[uft] - y[other] for y in every]
-        told = f"UFT {spread(x[uft])}, {other} {spread(x[other])}; {at_all(*gaps)}"
-        yield Claim("UFT", claim, told, agreed(*gaps), 5, "`python notebooks/countdown.py hints`")
+        told = f"{x[uft].mean():.1f} against {x[other].mean():.1f}: {difference(gaps[0])}"
+        command = "`python notebooks/countdown.py hints`"
+        yield Claim("UFT", claim, told, agreed(*gaps), 5, command, other != "p = 0.95, then 0")
 
 
 def on_trees() -> Iterator[Claim]:
     best, command = {arm: horizon.tuned(arm) for arm in horizon.ARMS}, "`jupyter execute notebooks/horizon.ipynb`"
     near, far = [4, 6, 8, 12, 16], [5, 6, 7, 8, 9, 10]
 
-    def raced(arm: str, horizons: list[int], cap: int) -> tuple[dict, list[int], str]:
+    def raced(arm: str, horizons: list[int], cap: int) -> tuple[dict, list[int]]:
         found = horizon.race({arm: (arm, best[arm])}, horizons, range(10), cap)[arm]
-        reached = [horizon.summary(found[H])[0] for H in horizons]
-        solved, at = (", ".join(map(str, x)) for x in (reached, horizons))
-        return found, reached, f"solved within {cap:,} rollouts: {solved} of 10 for H = {at}"
+        return found, [horizon.summary(found[H])[0] for H in horizons]
 
-    found, reached, told = raced("rft", far, 512_000)
+    def solved(reached: list[int], horizons: list[int]) -> str:
+        return f"solved: {', '.join(map(str, reached))} of 10 at H = {', '.join(map(str, horizons))}"
+
+    found, reached = raced("rft", far, 512_000)
     seen = [np.median([x["first_found"] or x["rollouts"] for x in found[H]]) for H in far]
     rise = np.polyfit(far, np.log(seen), 1)[0] / np.log(4)  # 1: by the factor B
-    told = f"rollouts to the first leaf as good as the demonstration's grow by 4^{rise:.2f} for each step of H; {told}"
-    claim = "RFT needs exploration exponential in the horizon (theorem 4.2)"
-    yield Claim("UFT", claim, told, "holds" if rise > 0.8 and not reached[-1] else "does not hold", 10, command)
-    for arm, name in {
-        "uft_uniform": "uniform hints, as in the theorem",
-        "uft": "annealed hints, 30 H steps long",
-    }.items():
-        found, reached, told = raced(arm, near, 153_600)
+    told = f"rollouts to the first good leaf grow by 4^{rise:.2f} a step; {solved(reached, far)}"
+    claim = "RFT needs exploration exponential in the horizon H (theorem 4.2)"
+    yield Claim("UFT", claim, told, "holds" if rise > 0.8 and not reached[-1] else "does not hold", 10, command, True)
+    for arm, name in {"uft_uniform": "uniform hints, as in the theorem", "uft": "annealed hints"}.items():
+        found, reached = raced(arm, near, 153_600)
         rise, power = horizon.slope(found, near, power=False) / np.log(4), horizon.slope(found, near, power=True)
-        told = f"median rollouts grow by 4^{rise:.2f} for each step of H, or like H^{power:.1f}; {told}"
+        told = f"rollouts to solve it grow like H^{power:.1f}, or by 4^{rise:.2f} a step; {solved(reached, near)}"
         claim = f"UFT breaks the exponential wall (theorem 4.3): {name}"
-        yield Claim("UFT", claim, told, "holds" if rise < 0.2 and min(reached) > 5 else "does not hold", 10, command)
+        holds = "holds" if rise < 0.2 and min(reached) > 5 else "does not hold"
+        yield Claim("UFT", claim, told, holds, 10, command, arm == "uft_uniform")
     for arm, claim in {
         "sft": "Imitation alone ends where its teacher ends",
-        "r3": "(ours) R3, without the log-likelihood, fades",
+        "r3": "(ours) R3, hints without their log-likelihood, fades",
     }.items():
-        _, reached, told = raced(arm, near, 153_600)
-        yield Claim("UFT", claim, told, "holds" if reached[-1] < 5 else "does not hold", 10, command)
+        _, reached = raced(arm, near, 153_600)
+        holds = "holds" if reached[-1] < 5 else "does not hold"
+        yield Claim("UFT", claim, solved(reached, near), holds, 10, command)
 
 
 def on_skills() -> Iterator[Claim]:
@@ -233,19 +227,19 @@ def on_skills() -> Iterator[Claim]:
     A = {name: 100 * np.array([x["demonstrated_test"] for x in some]) for name, some in results.items()}
     B = {name: 100 * np.array([x["scored_test"] for x in some]) for name, some in results.items()}
 
-    def row(claim: str, told: str, holds: str) -> Claim:
-        return Claim("implicit UFT", claim, told, holds, 3, "`jupyter execute notebooks/one_stage.ipynb`")
+    def row(claim: str, told: str, holds: str, front: bool = False) -> Claim:
+        return Claim("implicit UFT", claim, told, holds, 3, "`jupyter execute notebooks/one_stage.ipynb`", front)
 
     two_stages = [x for arm in ("sft_una", "sft_dpo") for _, x in grid[arm]]
     kept = sum(min(x["demonstrated"], x["scored"]) > 0.5 for x in two_stages)
-    told = f"A {spread(A['sft'])} after SFT, {spread(A['learns B'])} once B is learnt ({spread(B['learns B'])})"
-    told += f"; {kept} of {len(two_stages)} settings end above 50 in both"
-    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if kept else "holds")
+    told = f"{kept} of {len(two_stages)} settings end above 50 % in both skills"
+    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if kept else "holds", True)
     told = f"A {spread(A['implicit'])}, B {spread(B['implicit'])}"
-    yield row("One stage keeps both (above 80)", told, verdict(np.minimum(A["implicit"], B["implicit"]), 80))
+    holds = verdict(np.minimum(A["implicit"], B["implicit"]), 80)
+    yield row("One stage keeps both skills (above 80 %)", told, holds, True)
     gaps = (A["implicit"] + B["implicit"] - A["ce_una"] - B["ce_una"]) / 2
-    told = f"cross-entropy on A beside UNA on B: A {spread(A['ce_una'])}, B {spread(B['ce_una'])}; mean of A and B"
-    yield row("... because of its loss, not of the mixing", f"{told} {difference(gaps)}", verdict(gaps))
+    claim = "... because of its loss, not of the mixing (against cross-entropy beside the scored loss)"
+    yield row(claim, f"mean of A and B {difference(gaps)}", verdict(gaps), True)
     told = f"A {spread(A['on A alone'])} against {spread(A['sft'])}"
     yield row("On SFT data alone its loss is better than SFT", told, verdict(A["on A alone"] - A["sft"]))
 
@@ -253,7 +247,7 @@ def on_skills() -> Iterator[Claim]:
 def results_table() -> str:
     """All methods on countdown, 105k parameters; and what they took on the cores that they were measured with."""
     found = {arm: some for (_, arm), some in countdown.sizes(("105k",)).items()}
-    shares = "test_chosen test unseen sampled_test pass@8 test_adds pool_others test_others unseen_others".split()
+    shares = "test_chosen test unseen pass@1_test pass@8 test_adds pool_others test_others unseen_others".split()
     head = ["method", "test: chosen", "test", "unseen", "pass@1", "pass@8", "adds", "no sums: own", "test", "unseen"]
     head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
     base = [spread(points(found["uft"], f"{x.removesuffix('_chosen')}_base")) for x in shares]
@@ -274,16 +268,39 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def claims_table() -> str:
+CLAIMS = (on_trees, on_sizes, on_hints, on_generalisation, on_switches, on_skills)
+
+
+@cache
+def all_claims() -> list[Claim]:
+    return [claim for claims in CLAIMS for claim in claims()]
+
+
+def claims_table(front: bool = False) -> str:
     """Each of the papers' claims, and whether it holds."""
-    every = [
-        claim
-        for claims in (on_trees, on_sizes, on_generalisation, on_hints, on_switches, on_skills)
-        for claim in claims()
-    ]
-    rows = [[c.paper, c.claim, f"**{c.verdict}**", c.measured, str(c.seeds), c.command] for c in every]
-    return markdown(["paper", "claim", "verdict", "measured here", "seeds", "command"], rows)
+    every = [claim for claim in all_claims() if claim.front or not front]
+    rows = [[c.paper, c.claim, f"**{c.verdict}**", c.number, str(c.seeds), c.command] for c in every]
+    head = ["paper", "claim", "verdict", "number (95 % interval)", "seeds", "command"]
+    return markdown(head[:4], [row[:4] for row in rows]) if front else markdown(head, rows)
+
+
+def write(page: Path, tables: dict[str, str]) -> None:
+    """Puts each table between its two marks in a page."""
+    text = page.read_text()
+    for name, table in tables.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    page.write_text(text)
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """All tables that the two README.md show, by their marks."""
+    others = [name for name in METHODS if name not in CORE]
+    results = {"claims": claims_table(), "countdown": results_table(), "relatives": methods_table(others)}
+    front = {"methods": methods_table(CORE), "claims": claims_table(front=True)}
+    return {ROOT / "README.md": front, ROOT / "notebooks/README.md": results | {"equations": equations_table()}}
 
 
 if __name__ == "__main__":
-    print(f"{results_table()}\n\n{claims_table()}")
+    for page, tables in pages().items():
+        write(page, tables)

@@ -6,6 +6,7 @@ python notebooks/countdown.py sizes hints      some of them (what is kept is not
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,10 +39,10 @@ LARGER = dict(high=15, validation=256, test=400)  # of three numbers up to 10 th
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
-AT_VALIDATIONS = ["step", *COSTS, "accuracy", "sampled", "base_kl"]
-AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "sampled_test")]
+AT_VALIDATIONS = ["step", *COSTS, "accuracy", "pass@1", "base_kl"]
+AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@1_test")]
 AT_THE_END += ["base_kl_test"]
-OVER_BLOCKS = "explored_solved hint_share supervised entropy grad_norm reward frac_reward_zero_std".split()
+OVER_BLOCKS = "explored_solved supervised entropy grad_norm reward frac_reward_zero_std".split()
 
 
 def config(method: str, seed: int, **more) -> Config:
@@ -78,6 +79,7 @@ def greedy(model, task, sets) -> dict[str, float]:
     return found
 
 
+@cache
 def always_adding(seed: int = 0, **more) -> dict[str, float]:
     """What it solves to add all numbers, whatever is asked: percent of the problems."""
     cfg = config("sft", seed, **more)
@@ -162,10 +164,12 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
     return cells[max(means, key=lambda what: means[what] - 0.005 * (not what.startswith("lr")))][0]
 
 
+@cache
 def tuned(size: str = "105k") -> dict[str, dict]:
     return {arm: chosen(cells) for arm, cells in grid(size).items()}
 
 
+@cache
 def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
     """Every arm at every size: the notebook's sections 1, 3, 4, 5."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned(size)[arm] for size in which for arm in ARMS}

@@ -4,23 +4,22 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data import Problem, Task, make_task, options
 from model import GPT
 from nanouft import log_probs, rollout
-from notebooks import family  # noqa: F401  more methods
-from train import BAR, Config, base_model, pick_device, run, score
+from notebooks import chain, family  # noqa: F401  more tasks and methods
+from train import Config, base_model, pick_device, run, score
 
 QUICK = bool(os.environ.get("QUICK"))  # a notebook in a minute: fewer seeds, smaller horizons, nothing read or kept
 ELSEWHERE = ["out", "cache", "device"]  # settings that change no result
@@ -32,12 +31,10 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def prepare(lock, lines) -> None:
+def prepare() -> None:
     """A process makes one run after another, with one thread: for models this small that is the fastest."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a word
-    tqdm.set_lock(lock)
-    BAR["position"] = lines.get() if sys.stderr.isatty() else 0
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -48,11 +45,7 @@ def side_by_side(runs: list[Config], work: Callable = run) -> list:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = min(len(runs), cores) if pick_device(runs[0]).type == "cpu" else 1
     spawn = multiprocessing.get_context("spawn")
-    tqdm.set_lock(spawn.RLock())
-    lines = spawn.Queue()
-    for i in range(jobs):
-        lines.put(i)
-    with ProcessPoolExecutor(jobs, spawn, prepare, [tqdm.get_lock(), lines]) as pool:
+    with ProcessPoolExecutor(jobs, spawn, prepare) as pool:
         try:
             futures = [pool.submit(work, cfg) for cfg in reversed(runs)]  # the main job's last methods take longest
             return [f.exception() or f.result() for f in reversed(futures)]
@@ -136,6 +129,12 @@ def base(cfg: Config) -> None:
 made = set()  # base models that are there
 
 
+@cache
+def read(path: Path, written: int) -> dict:
+    """What a file holds; once, as long as nobody writes to it."""
+    return json.loads(path.read_text())
+
+
 def keep(path: Path, kept: dict) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
@@ -147,7 +146,8 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     A result is kept under its settings: those that differ from the defaults written in the same file. These are not
     train.py's, so a default that changes there relabels nothing."""
     path = Path(__file__).parent / "results" / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.exists() and not quick else {"defaults": settings(Config())}
+    exists = path.exists() and not quick
+    kept = dict(read(path, path.stat().st_mtime_ns)) if exists else {"defaults": settings(Config())}
     defaults = kept["defaults"].items()
     keys = [json.dumps(dict(sorted(settings(cfg).items() - defaults))) for cfg in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}

@@ -21,7 +21,7 @@ from data import TASKS, Problem, Task  # noqa: E402
 from model import GPT  # noqa: E402
 from nanouft import METHODS, GivenAnswers, Rows, Step, from_scores, mse, rollout, whole  # noqa: E402
 from notebooks import compare, lab  # noqa: E402
-from train import PRESETS, Config, randomness  # noqa: E402
+from train import Config, randomness  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The task
@@ -36,6 +36,7 @@ class Skills(Task):
     """
 
     form = r"[AB]\d{6}"
+    settings = "demos=8192,layers=3,problems=32,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1"
 
     def __init__(self):
         super().__init__([*"0123456789", "A", "B", "\n"])
@@ -83,7 +84,6 @@ def digits(rng: np.random.Generator) -> str:
 
 
 TASKS["skills"] = Skills
-PRESETS["skills"] = "demos=8192,layers=3,problems=32,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The methods

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from nanouft import METHODS, Method  # noqa: E402
-from train import score  # noqa: E402
+from data import Task  # noqa: E402
+from nanouft import METHODS, Method, Rows  # noqa: E402
 
 
 def said(cell) -> str:
@@ -56,30 +56,30 @@ EQUATIONS = [  # where to find what the papers write down
 
 
 def equations_table() -> str:
-    """The README's map from papers to code."""
+    """The map from papers to code, for notebooks/README.md."""
     code = (Path(__file__).parent.parent / "nanouft.py").read_text().splitlines()
     lines = ["| paper | what it says | `nanouft.py` |", "|" + " --- |" * 3]
     for paper, what, text in EQUATIONS:
         (line,) = (i for i, words in enumerate(code, 1) if text in words)
         shown = code[line - 1].partition("  #")[0].strip().replace("|", "\\|")
-        lines += [f"| {paper} | {what} | [line {line}](nanouft.py#L{line}): `{shown}` |"]
+        lines += [f"| {paper} | {what} | [line {line}](../nanouft.py#L{line}): `{shown}` |"]
     return "\n".join(lines)
 
 
-COLUMNS = "expected_reward test test_chosen chosen_step unseen pass@8_test demonstrated_test scored_test".split()
-COSTS = "rollouts sampled_tokens hint_tokens demo_tokens seconds".split()
+COLUMNS = "expected_reward test test_chosen unseen pass@8_test demonstrated_test scored_test".split()
+COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
-    rows = {name: metrics[-1] | {"chosen_step": max(metrics, key=score)["step"]} for name, metrics in results.items()}
+    rows = {name: metrics[-1] for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     columns = [c for c in [*COLUMNS, *COSTS] if any(c in row for row in rows.values())]
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
         text += f"\n{name:12s}"
         for c in columns:
-            form = ",.0f" if c in [*COSTS, "chosen_step"] else ".1%"
+            form = ",.0f" if c in COSTS else ".1%"
             text += f"{format(row[c], form) if c in row else '':>{len(c) + 3}s}"
     return text
 
@@ -134,6 +134,29 @@ def draw(results: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     left.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def weight_color(weight: float) -> tuple:
+    """Blue: made likelier; red: less likely; white: left alone."""
+    from matplotlib import colormaps
+
+    return colormaps["RdBu"](0.5 + 0.3 * np.tanh(float(weight)))
+
+
+def board(axis, task: Task, rows: Rows, color: Callable, beside: Callable, title: str = "") -> None:
+    """A row for each answer, a cell for each token, of color(i, t); and beside(i), what it earned."""
+    from matplotlib.patches import Rectangle
+
+    shown, start = {"\n": "\u23ce", "<end>": "\u25a0"}, task.prompt_tokens
+    words = [[shown.get(x, x) for x in (task.decode([i]) for i in row)] for row in rows.tokens.tolist()]
+    for i, row in enumerate(words):
+        for t in range(start, len(row)):
+            if rows.hint[i, t] or rows.suffix[i, t]:
+                axis.add_patch(Rectangle((t - start, -i - 0.5), 0.94, 0.9, color=color(i, t)))
+                axis.text(t - start + 0.47, -i - 0.05, row[t], ha="center", va="center", family="DejaVu Sans Mono")
+        axis.text(len(row) - start + 0.4, -i - 0.05, beside(i), va="center", color="0.3")
+    axis.set(xlim=(0, 22), ylim=(-len(words) + 0.3, 0.6), title=title)
+    axis.axis("off")
 
 
 def report(folder: Path, names: list[str] | None = None) -> str:

@@ -5,8 +5,6 @@ CHECK=100000 python -m pytest tests/test_checkers.py        the full mode: so ma
 
 import os
 import re
-import time
-import tracemalloc
 from collections import Counter
 from fractions import Fraction
 
@@ -16,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import TASKS, Problem
+from notebooks.chain import Chain
 from notebooks.one_stage import Skills
 
-ANSWERS = int(os.environ.get("CHECK", 1500))  # for each test
+ANSWERS = int(os.environ.get("CHECK", 500))  # for each test
 OPERATIONS = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -27,7 +26,7 @@ OPERATIONS = {
 }
 
 COUNTDOWNS = {n: TASKS["countdown"](numbers=n, high=25, limit=100, low=1, unseen=7) for n in (2, 3, 4, 6)}
-WALKS = [TASKS["tree"](5, 3, 2), TASKS["tree"](4, 4, 0), TASKS["chain"](5, 3), TASKS["chain"](4, 2, 1)]
+WALKS = [TASKS["tree"](5, 3, 2), TASKS["tree"](4, 4, 0), Chain(5, 3), Chain(4, 2, 1)]
 SKILLS = Skills()
 
 
@@ -46,19 +45,24 @@ def countdown_oracle(problem: Problem, answer: str) -> float:
     return 1.0 if +bag == Counter([problem.target]) else 0.1
 
 
-def walk_oracle(task, problem: Problem, answer: str) -> float:
-    if not re.fullmatch(f"[0-{task.B - 1}]{{{task.answer_tokens}}}", answer):
-        return 0.0
-    if not hasattr(task, "only"):
-        wrong = 0
-        for i in range(task.horizon):  # each running sum from the start, not from the one before
-            chosen = [int(c) for c in answer[: i * task.digits : task.digits]] if task.digits == 2 else []
-            chosen += [int(answer[i * 2])] if task.digits == 2 else []
-            wrong += (sum(map(int, problem.prompt[: i + 1])) + sum(chosen)) % task.B != int(
-                answer[(i + 1) * task.digits - 1]
-            )
-        return 0.1 if wrong else 1.0
+def tree_oracle(task, problem: Problem, answer: str) -> float:
     return dict(sorted(task.leaves.items())).get(answer, 0.1)
+
+
+def chain_oracle(task, problem: Problem, answer: str) -> float:
+    """Each running sum from the start, not from the one before."""
+    steps = [answer[i * task.digits :][: task.digits] for i in range(task.horizon)]
+    for i, step in enumerate(steps):
+        chosen = sum(int(y) for y in steps[: i + 1] for y in y[:-1])
+        if (sum(map(int, problem.prompt[: i + 1])) + chosen) % task.B != int(step[-1]):
+            return 0.1
+    return 1.0
+
+
+def walk_oracle(task, problem: Problem, answer: str) -> float:
+    if not re.fullmatch(f"[0-{task.writable - 1}]{{{task.answer_tokens}}}", answer):
+        return 0.0
+    return (tree_oracle if task.leaves else chain_oracle)(task, problem, answer)
 
 
 def skills_oracle(problem: Problem, answer: str) -> float:
@@ -134,6 +138,7 @@ def problems(task):
     return st.integers(0, 10**6).map(lambda seed: task.problem(np.random.default_rng(seed)))
 
 
+@pytest.mark.fuzz
 @settings(max_examples=ANSWERS, deadline=None, database=None, derandomize=True)
 @given(st.data())
 def test_countdown_against_fractions(data):
@@ -145,18 +150,20 @@ def test_countdown_against_fractions(data):
     assert task.reward(problem, answer) == countdown_oracle(problem, answer)
 
 
+@pytest.mark.fuzz
 @settings(max_examples=ANSWERS, deadline=None, database=None, derandomize=True)
 @given(st.data())
 def test_walks_and_skills_against_oracles(data):
     task = data.draw(st.sampled_from([*WALKS, SKILLS]))
     problem = data.draw(problems(task))
-    digits = st.text("0123456789"[: task.B] if task is not SKILLS else "0123456789", min_size=4, max_size=10)
+    digits = st.text("0123456789"[: task.writable], min_size=4, max_size=10)
     given_one = "".join(problem.demo) or "".join(sorted(problem.prompt[1:7]))
     answer = data.draw(st.just(given_one) | nearly(given_one) | digits | nonsense)
     expected = skills_oracle(problem, answer) if task is SKILLS else walk_oracle(task, problem, answer)
     assert task.reward(problem, answer) == expected
 
 
+@pytest.mark.fuzz
 @settings(max_examples=ANSWERS // 5, deadline=None, database=None, derandomize=True)
 @given(st.data())
 def test_a_demonstration_earns_its_reward_and_a_changed_token_what_the_oracle_says(data):
@@ -201,16 +208,3 @@ def test_every_solution_of_three_numbers_earns_everything(seed):
     for lines, last in found:
         assert task.reward(problem, "\n".join(lines)) == (1.0 if last == problem.target else 0.1)
     assert any(last == problem.target for _, last in found) and len(found) > 50
-
-
-@pytest.mark.parametrize("answer", ["1" * 10**7, "1+1=2\n" * 10**6, "9" * 400 + "*" + "9" * 400 + "=1", "\n" * 10**7])
-def test_time_and_memory_are_bounded(answer):
-    """Ten megabytes, or numbers of 400 digits: an answer that takes seconds, or as much memory again."""
-    for task in [*COUNTDOWNS.values(), *WALKS, SKILLS]:
-        problem = task.problem(np.random.default_rng(0))
-        tracemalloc.start()
-        start = time.perf_counter()
-        assert task.reward(problem, answer) in (0.0, 0.1)
-        seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert seconds < 5 and peak < 2**20

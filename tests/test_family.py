@@ -252,7 +252,7 @@ def test_questa_halves_its_hints():
 SMALL = dict(demos=32, validation=8, test=8, problems=8, steps=4, eval_every=2, warmup=1, hint_steps=3)
 
 
-@pytest.mark.parametrize("where", ["tree:horizon=4", "tree:horizon=4,fork=2", "chain:horizon=4", "countdown:numbers=3"])
+@pytest.mark.parametrize("where", ["tree:horizon=4,fork=2", "countdown:numbers=3"])
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_every_task_and_resumes(name, where, tmp_path_factory):
     """A method that remembers more than its checkpoint; or that only fits one task."""

@@ -1,4 +1,4 @@
-"""The front page says what the code says, and what the kept results say."""
+"""Both README.md say what the code says, and what the kept results say."""
 
 import os
 import re
@@ -9,50 +9,45 @@ from pathlib import Path
 import pytest
 
 from notebooks import claims, lab
-from notebooks.report import CORE, METHODS, equations_table, methods_table
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture
-def kept(monkeypatch):
-    """No run may be missing from notebooks/results/: it would take hours here."""
+def test_tables(monkeypatch):
+    """A number on a page that is not the kept results'; a method, or a line of code, that has changed since."""
 
     def run_all(runs, *_):
-        assert not runs, f"no kept result for {runs[0]}"
+        assert not runs, f"no kept result for {runs[0]}"  # it would take hours here
         return []
 
     monkeypatch.setattr(lab, "side_by_side", run_all)
+    for page, tables in claims.pages().items():
+        text = page.read_text()
+        for name, table in tables.items():
+            assert f"<!-- {name} -->\n{table}\n<!-- end -->" in text, f"{page}: python notebooks/claims.py"
 
 
-def test_tables_of_the_code():
-    """A method, or a line that an equation points to, that has changed since."""
-    assert methods_table(CORE) in README
-    assert methods_table([name for name in METHODS if name not in CORE]) in README
-    assert equations_table() in README
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "notebooks/README.md"], ids=str)
+def test_every_file_that_it_names_exists(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    for script in re.findall(r"python ((?:notebooks|tests)/\w+\.py)", page.read_text()):
+        assert (ROOT / script).exists(), script
 
 
-def test_results(kept):
-    """A number on the front page that is not the kept results'."""
-    assert claims.results_table() in README
-    assert claims.claims_table() in README
-
-
-def test_every_file_that_it_names_exists():
-    for target in re.findall(r"\]\(([^)#]+)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+SMALL = "--steps 2 --base_steps 2 --test 8 --validation 8 --demos 8 --problems 4".split()
 
 
 @pytest.mark.parametrize(
-    "options", ["mine.py --method mine sft", "sorting.py --task sorting:digits=6 --method sft uft"]
+    "command", ["mine.py --method mine sft", "sorting.py --task sorting:digits=6 --method sft uft"]
 )
-def test_what_it_says_about_methods_and_tasks_of_your_own(tmp_path, options):
-    """Copied from the page, it runs."""
-    (code,) = (x for x in re.findall(r"```python\n(.*?)```", README, re.S) if x.startswith(f"# {options.split()[0]}"))
-    (tmp_path / options.split()[0]).write_text(code)
-    small = "--steps 2 --base_steps 2 --test 8 --validation 8 --demos 8 --problems 4".split()
-    command = [sys.executable, *options.split(), *small]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+def test_a_method_and_a_task_of_your_own(tmp_path, command):
+    """Copied from the page, it runs; and so does the task that the page points to."""
+    script, *words = command.split()
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "mine.py").write_text(code)
+    path = tmp_path / script if script == "mine.py" else ROOT / "tests" / script
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, path, *words, *SMALL]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"^sft +\d+\.\d%", done.stdout, re.M), done.stderr

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_nanouft import Keep, a_step
 
 import train
-from data import make_task
+from data import Tree, make_task
 from model import GPT
 from nanouft import METHODS, mse, score_weights, train_step
 from notebooks.lab import behaviour
@@ -148,9 +148,7 @@ def test_what_is_drawn_when(task, problems):
     for share, n in ((0.0, 0), (0.25, 2), (1.0, 8)):
         some = task.choose([], 8, share, rng)
         assert sum(p in taught for p in some) == n and len(set(map(id, some))) == 8
-    assert all(
-        p in taught for p in make_task("chain").choose(taught, 8, 0.0, rng)
-    )  # other tasks have no scored answers
+    assert all(p in taught for p in Tree().choose(taught, 8, 0.0, rng))  # other tasks have no scored answers
 
 
 def test_two_stages_resume_and_their_reference(tmp_path, monkeypatch):
@@ -209,6 +207,7 @@ def test_methods_for_scored_answers_say_where_they_are():
         run(Config(method="una", task="tree"))
 
 
+@pytest.mark.slow
 def test_one_stage_learns_both_skills(tmp_path):
     """The instruction and the preference, from one loss; and the evaluation can tell them apart."""
     sizes = dict(layers=2, width=64, base_steps=200, demos=4096, validation=256, test=0, problems=32, group=4)

@@ -18,6 +18,7 @@ import train
 from data import TASKS, make_task
 from nanouft import METHODS
 from notebooks import compare
+from notebooks.chain import Chain
 from notebooks.lab import behaviour
 from train import Config, main, run
 
@@ -56,11 +57,11 @@ def weights(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize(("method", "stop"), [("uft", 5), ("sasr", 5), ("uft", 7)])
 def test_some_steps_and_the_rest_are_the_whole(tiny, tmp_path, method, stop):
-    """A resumed run that repeats a batch, restarts a schedule, or forgets the switch or the optimizer's moments; one
-    that was stopped between validations, and has one more of them for that; test scores in the middle."""
+    """A resumed run that repeats a batch, restarts a schedule, or forgets the switch or the optimizer's moments; a
+    stop between validations that leaves a trace; test scores in the middle."""
     whole = run(replace(tiny, method=method, out=str(tmp_path / "whole")))
     half = replace(tiny, method=method, out=str(tmp_path / "half"), steps=stop)
-    assert {"test", "evaluated"} <= run(half)[-1].keys()
+    assert "test" in run(half)[-1]
     resumed = run(replace(half, steps=10))
     assert without_times(resumed) == without_times(whole) and [m["step"] for m in resumed] == list(range(11))
     assert ["test" in m for m in resumed] == [False] * 10 + [True]
@@ -124,7 +125,6 @@ def test_presets_hold_in_python_too():
     """A default that only the command line knows; one that goes before what was asked for."""
     assert (Config(task="tree:fork=2").width, Config(task="tree", width=64).width, Config().width) == (32, 64, 64)
     assert replace(Config(task="tree", lr=0.5), seed=1) == Config(task="tree", lr=0.5, seed=1)
-    train.check(Config(task="countdown:numbers=5,high=25,limit=100", size="gpu"))
     with pytest.raises(TypeError, match="no setting 'learning_rate'"):
         Config(learning_rate=1.0)
 
@@ -142,7 +142,7 @@ def test_metrics_hold_what_others_rely_on(tiny, tmp_path):
         0 < metrics[-1]["rollouts"] < 10 * 8 * 4
         and {"test", "test_chosen", "unseen", "pass@8_test"} <= metrics[-1].keys()
     )
-    documented = set(re.findall(r"^\| `([^`]+)`", (ROOT / "README.md").read_text(), re.M))
+    documented = set(re.findall(r"^\| `([^`]+)`", (ROOT / "notebooks/README.md").read_text(), re.M))
     names = {re.sub("(_test|_unseen)?(_base|_chosen)?$", "", name) for m in metrics for name in m}
     assert names <= documented
 
@@ -156,6 +156,7 @@ def test_tokens_of_demonstrations(tiny):
     assert r3["demo_tokens"] == 0 < r3["hint_tokens"] and uft["demo_tokens"] == uft["hint_tokens"] > 0
 
 
+@pytest.mark.slow
 def test_it_learns(cache):
     """Everything above may hold of a step that does not learn: two numbers, one equation, problems never trained on."""
     cfg = Config(
@@ -181,11 +182,11 @@ def said(words: list[str], capfd=None) -> str:
 def test_one_run_and_the_next(cache, tmp_path, capsys):
     main([*flags(cache, out=tmp_path), "--method", "sft", "uft"])
     printed = capsys.readouterr().out
-    assert re.search(r"uft: test 0\.\d+ .*unseen 0\.\d+", printed)
+    assert re.search(r"uft: test 0\.\d+ .*uft: unseen 0\.\d+", printed)
     for script in re.findall(r"python (notebooks/\w+\.py)", printed):
         assert (ROOT / script).exists()
-    main([*flags(cache, out=tmp_path, steps=12), "--method", "uft"])
-    assert [json.loads(x)["step"] for x in (tmp_path / "uft/metrics.jsonl").read_text().splitlines()] == list(range(13))
+    main([*flags(cache, out=tmp_path, steps=15), "--method", "uft"])
+    assert [json.loads(x)["step"] for x in (tmp_path / "uft/metrics.jsonl").read_text().splitlines()] == list(range(16))
 
 
 def test_help_tells_all_settings_methods_and_options(capsys):
@@ -206,14 +207,12 @@ def test_help_tells_all_settings_methods_and_options(capsys):
         (["--task", "chess"], "--task chess: expected one of countdown, tree"),
         (["--task", "tree:forks=2"], "there is no option 'forks': expected some of horizon, B, fork"),
         (["--task", "tree:fork=many"], "fork=many: expected int"),
-        (["--task", "tree:fork=9"], "fork=9: the tree has only horizon=8 steps"),
-        (["--task", "tree:B=11"], "expected 1 <= horizon <= 64, 2 <= B <= 10"),
+        (["--task", "tree:fork=9"], "tree: expected 1 <= horizon <= 64, 2 <= B <= 10, 0 <= fork <= horizon"),
         (["--task", "countdown:numbers=9"], "expected 2 <= numbers <= 6"),
         (["--task", "countdown:high=60"], "1 <= unseen <= high <= limit"),
         (["--task", "countdown:numbers=2"], "different pool problems exist, not 1024"),
         (["--task", "countdown:numbers=2,high=7,low=50"], "random play hardly ever reaches low=50"),
         (["--device", "tpu"], "--device tpu: expected auto, or what this machine has: "),
-        (["--size", "huge"], "--size: invalid choice: 'huge'"),
         (["--steps", "many"], "--steps: invalid int value: 'many'"),
         (["--demos", "999999999"], "--demos 999999999: expected a number from 0 to 1,000,000"),
         (["--eval_every", "0"], "--eval_every 0: expected a number from 1"),
@@ -268,11 +267,11 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(cache, tmp_path):
 
 
 def test_a_run_that_diverges_says_where(cache, tmp_path):
-    words = flags(cache, out=tmp_path, lr=1e8, hint_low=1, hint_high=1)
+    words = flags(cache, out=tmp_path, lr=1e5, hint_low=1, hint_high=1)
     assert re.search(r"nanouft: step \d+: .*not finite; start again with a smaller --lr", said(words))
 
 
-class Own(TASKS["chain"]):
+class Own(Chain):
     """A user's task, whose rewards are whole numbers, as in: return int(answer == right)."""
 
     def __init__(self, size: int = 5):
@@ -303,18 +302,15 @@ def test_a_bug_in_a_task_is_told_with_its_place(tiny, monkeypatch, tmp_path):
 
 def test_compare(cache, tmp_path, capfd):
     """Runs that differ from train.py's; one that diverges and takes the others along; a picture of nothing."""
-    out = tmp_path / "job"
-    compare.main([*flags(cache, out=out), "--method", "rft", "uft"])
-    printed = capfd.readouterr().out
-    assert re.search(r"^uft +\d+\.\d%", printed, re.M) and "uft answers" in printed and "[" in printed
-    assert (out / "curves.png").stat().st_size > 10_000
     with pytest.raises(SystemExit) as stop:
-        compare.main([*flags(cache, out=tmp_path / "two", lr=1e8, hint_low=1, hint_high=1), "--method", "rft", "uft"])
+        compare.main([*flags(cache, out=tmp_path, lr=1e5, hint_low=1, hint_high=1), "--method", "rft", "uft"])
     assert re.fullmatch(r"nanouft: uft: step \d+: .*smaller --lr", stop.value.code)
-    assert re.search(r"^rft +\d+\.\d%", capfd.readouterr().out, re.M)
+    printed = capfd.readouterr().out
+    assert re.search(r"^rft +\d+\.\d%", printed, re.M) and "rft answers" in printed and "[" in printed
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("everyone", [True, False])
+@pytest.mark.parametrize("everyone", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_ctrl_c_ends_all_of_them(cache, tmp_path, everyone):
     """A traceback from every process; runs that train on when only the parent hears."""
     command = [sys.executable, "notebooks/compare.py", *flags(cache, out=tmp_path, steps=100_000, eval_every=2)]

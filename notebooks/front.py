@@ -1,0 +1,101 @@
+"""The figure of the front page: one problem as a board of tokens, countdown's curves, and the horizon.
+
+python notebooks/front.py          from the kept results; a minute the first time, for the board's base model
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import make_task  # noqa: E402
+from nanouft import METHODS, Step  # noqa: E402
+from notebooks import countdown, horizon  # noqa: E402
+from notebooks.report import COLORS, board, weight_color  # noqa: E402
+from train import Config, base_model, splits  # noqa: E402
+
+
+def boards(axes) -> None:
+    """SFT, RFT and UFT on the same problem: what each token weighs. The seed is the first with which one of UFT's four
+    answers is right."""
+    cfg = Config(problems=1, group=4)
+    task = make_task(cfg.task)
+    base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
+    titles = {
+        "sft": "SFT: the demonstration, copied",
+        "rft": "RFT: four tries, all wrong, so nothing to learn from",
+        "uft": "UFT: four tries from a hint; what ends well is pushed up, the rest down, and the hint up a little",
+    }
+    methods = {"sft": METHODS["sft"], "rft": METHODS["rft"], "uft": replace(METHODS["uft"], length=1)}
+
+    def explored(name: str, seed: int):
+        rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        s = Step(0, cfg, task, base, base, None, rng, generator=generator, problems=[problem])
+        rows = methods[name].explore(s)
+        rows.weight = methods[name].weigh(s, rows)
+        return rows
+
+    seed = next(seed for seed in range(1000) if explored("uft", seed).solved.sum() == 1)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        rows = explored(name, seed)
+        rows = rows.take(torch.arange(1 if name == "sft" else 4))
+
+        def beside(i: int, rows=rows) -> str:
+            A = rows.weight[i][rows.suffix[i]]
+            return f"reward {rows.reward[i]:.1f}, A {A[0]:+.2f}" if len(A) else "x 4"
+
+        board(axis, task, rows, lambda i, t, rows=rows: weight_color(rows.weight[i, t]), beside)
+        axis.set_title(title, loc="left", fontsize=10)
+    *numbers, target = problem.prompt.replace("->", "").split()
+    axes[0].figure.suptitle(f"reach {target} from {', '.join(numbers)}, each used once", x=0.01, ha="left")
+
+
+def curves(axis) -> None:
+    """Mean of the seeds, and a band from the lowest to the highest."""
+    found = countdown.sizes(("105k",))
+    for arm, color in COLORS.items():
+        if ("105k", arm) in found:
+            accuracy = 100 * np.array([x["accuracy"] for x in found["105k", arm]])
+            steps = found["105k", arm][0]["step"]
+            axis.plot(steps, accuracy.mean(0), color=color, label=arm)
+            axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.12, lw=0)
+    axis.axhline(countdown.always_adding()["validation"], color="k", ls=":", lw=1, label="always adding")
+    axis.set(title="countdown: validation, without hints", xlabel="step", ylabel="% solved")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def rollouts(axis) -> None:
+    """Medians and quartiles of ten seeds; hollow where half of them or more were stopped."""
+    for arm, H, cap in (
+        ("rft", [5, 6, 7, 8, 9, 10], 512_000),
+        ("uft", [4, 6, 8, 12, 16], 153_600),
+        ("uft_uniform", [4, 6, 8, 12, 16], 153_600),
+    ):
+        runs = horizon.race({arm: (arm, horizon.tuned(arm))}, H, range(10), cap)[arm]
+        H, low, median, high = horizon.curve(runs)
+        axis.plot(H, median, color=COLORS[arm], label=arm)
+        axis.fill_between(H, low, high, color=COLORS[arm], alpha=0.12, lw=0)
+        stopped = np.array([horizon.summary(x)[0] <= 5 for x in runs.values()])
+        axis.plot(np.array(H)[stopped], median[stopped], "^", color=COLORS[arm], mfc="white")
+    axis.set(title="a tree with 4^H leaves and a flawed teacher", xlabel="horizon H", yscale="log")
+    axis.set(ylabel="rollouts until it is solved")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def main() -> None:
+    matplotlib.rcParams.update({"font.size": 10})
+    figure = matplotlib.figure.Figure(figsize=(11, 8.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
+    boards(above.subplots(3, 1, height_ratios=[1, 4, 4]))
+    left, right = below.subplots(1, 2)
+    curves(left)
+    rollouts(right)
+    figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
