@@ -27,7 +27,7 @@ def boards(axes) -> None:
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
     titles = {
         "sft": "SFT: the demonstration, copied",
-        "rft": "RFT: four tries, all wrong, so nothing to learn from",
+        "rft": "RFT: four tries, equal rewards, so nothing to learn from",
         "uft": "UFT: four tries from a hint; what ends well is pushed up, the rest down, and the hint up a little",
     }
     methods = {"sft": METHODS["sft"], "rft": METHODS["rft"], "uft": replace(METHODS["uft"], length=1)}
