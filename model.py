@@ -21,7 +21,8 @@ class Cache:
 
     def __init__(self, model: "GPT", left: Tensor, size: int):
         shape = (len(model.blocks), 2, len(left), model.n_head, size, model.rotary.shape[-1])
-        self.kv = model.embed.weight.new_empty(shape)  # (layers, key and value, B, H, size, D)
+        dtype = torch.bfloat16 if left.device.type in model.bf16 else None
+        self.kv = model.embed.weight.new_empty(shape, dtype=dtype)  # (layers, key and value, B, H, size, D)
         place = torch.arange(size, device=left.device) - left[:, None]  # (B, size)
         self.real = (place >= 0)[:, None, None]  # (B, 1, 1, size): no padding
         self.rotary = model.rotary[:, place.clamp(0, model.rotary.shape[1] - 1)].unsqueeze(2)  # (2, B, 1, size, D)
@@ -79,6 +80,7 @@ class GPT(nn.Module):
         if width % D:
             raise ValueError(f"--width {width}: expected a multiple of {D}, the size of an attention head")
         self.n_head, self.writable = (n_head := width // D), writable
+        self.bf16 = ["cuda"] * (width >= 256)  # devices on which the blocks compute in bf16
         self.embed = nn.Embedding(vocab, width)
         self.blocks = nn.ModuleList(Block(width, n_head) for _ in range(n_layer))
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -100,8 +102,9 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         rotary, sees = cache.extend(T) if cache else (self.rotary[:, :T], None)
         x = self.embed(tokens)  # (B, T, C)
-        for i, block in enumerate(self.blocks):
-            x = block(x, rotary, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.device.type in self.bf16):
+            for i, block in enumerate(self.blocks):
+                x = block(x, rotary, sees, cache.kv[i, ..., : cache.used, :] if cache else None)
         x = x[:, -1:] if cache else x
         return F.linear(self.norm(x), self.embed.weight[: self.writable]).float()  # what follows sums small numbers
 
@@ -113,6 +116,9 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
     padded = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
     padded = torch.from_numpy(np.array(padded))  # four times as fast as torch.tensor of lists
     return padded.to(device), torch.tensor([len(r) for r in rows], device=device)
+
+
+LOOK_EVERY = {"cpu": 1}  # so many words written: have all rows ended? On other devices: 8
 
 
 @torch.inference_mode()
@@ -134,8 +140,9 @@ def sample(
         if limits[i]:
             rows_of.setdefault(tuple(prefix), []).append(i)
     by_length = sorted(rows_of, key=len)
-    # Prefixes of like length need little padding, and some 2,000 tokens at a time stay in a CPU's caches.
-    size = max(1, (2_000 if device.type == "cpu" else 200_000) // max(map(len, prefixes)))
+    # Prefixes of like length need little padding. So many tokens to read, and rows to write, stay in a CPU's caches.
+    most = 2_000 if device.type == "cpu" else 10_000
+    size = max(1, min(most // max(map(len, prefixes)), most * len(rows_of) // len(prefixes)))
     for some in (by_length[i : i + size] for i in range(0, len(by_length), size)):
         rows = torch.tensor([i for prefix in some for i in rows_of[prefix]], device=device)
         copies = torch.tensor([j for j, prefix in enumerate(some) for _ in rows_of[prefix]], device=device)
@@ -172,7 +179,8 @@ def write(
             p[row, t] = distribution.gather(1, token[:, None])[:, 0]
         text[row, t] = token
         going &= (token != stop) & (limit[row] > t + 1)
-        left = int(going.sum())
+        # To look costs a GPU a wait for all that it was told to do.
+        left = int(going.sum()) if t % LOOK_EVERY.get(device.type, 8) == 0 else len(row)
         if left == 0:
             break
         if left < 0.7 * len(row):  # ended rows go on in vain until it pays to copy the others together

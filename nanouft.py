@@ -46,7 +46,7 @@ What the papers say, and what is decided here:
     (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
- 5. stage and cosine are UFT's baselines, and static is SASR's; hint_only and mix are controls of ours.
+ 5. cosine is a baseline of UFT's; hint_only and mix are controls of ours.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ class Rows:
     logp: Tensor  # (N, T) log-probability of each suffix token when it was sampled; elsewhere 0
     reward: Tensor  # (N,)
     solved: Tensor  # (N,) bool: a reward as good as the demonstration's
-    weight: Tensor | None = None  # (N, T) what the method says
+    weight: Tensor  # (N, T) what the method says; 0 before
 
     def take(self, index: Tensor) -> "Rows":
         """Some of the rows."""
@@ -111,7 +111,7 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
     tokens, kind = pad_rows(ids, task.pad, logp.device)[0], pad_rows(kinds, 0, logp.device)[0]  # (N, T)
     logp = logp.new_zeros(tokens.shape).masked_scatter(kind == 2, logp)
     reward, best = logp.new_tensor([rewards, [known[p][2] for p in problems]])  # (N,)
-    return Rows(problems, tokens, kind == 1, kind == 2, logp, reward, reward >= best)
+    return Rows(problems, tokens, kind == 1, kind == 2, logp, reward, reward >= best, torch.zeros_like(logp))
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -256,21 +256,24 @@ def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     rows = replace(s.rows, weight=shared_once(s.rows, cfg.group))
     weighs = (rows.weight != 0) | rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef)
     useful = weighs.any(1).nonzero()[:, 0]
-    totals = {"trained_rows": len(useful), "demo_tokens": int((weighs & rows.hint).sum()), "loss": 0, "clip_ratio": 0}
-    sampled = max(int(rows.suffix[useful].sum()), 1)
+    sampled = rows.suffix[useful].sum().clamp(min=1)
+    totals = {"demo_tokens": (weighs & rows.hint).sum()} | dict.fromkeys(("loss", "clip_ratio"), 0 * sampled)
     s.model.zero_grad()
-    for i in range(0, len(useful), cfg.micro_batch):
-        terms = loss_terms(method, s, rows.take(useful[i : i + cfg.micro_batch]))
+    for some in useful.split(cfg.micro_batch) if len(useful) else ():
+        terms = loss_terms(method, s, rows.take(some))
         (terms["loss"] / Z).backward()
         for name, total in terms.items():
-            totals[name] = totals.get(name, 0.0) + total.item() / (Z if name == "loss" else sampled)
-    for p in s.model.parameters():
-        p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
-    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.0).item()  # as it was before clipping
+            totals[name] = totals.get(name, 0) + total.detach() / (Z if name == "loss" else sampled)
+    parameters = list(s.model.parameters())
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    for p, part in zip(parameters, all_sum(gradient).split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+    totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, 1.0)  # as it was before clipping
     if all_sum(weighs.sum()) > 0:  # or momentum alone would move the parameters
         for optimizer in optimizers:
             optimizer.step()
-    return totals
+    totals = dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))  # a GPU is waited for once
+    return totals | {"trained_rows": len(useful)}
 
 
 def train_step(method: Method, s: Step, optimizers: list) -> dict[str, float]:
@@ -323,11 +326,6 @@ def binomial(s: Step) -> np.ndarray:
     return s.rng.binomial(s.L, anneal(s.t, s.cfg.hint_steps, s.cfg.hint_low, s.cfg.hint_high))
 
 
-def stages(s: Step) -> np.ndarray:
-    """L-1, L-2, ... 1, equally long; 0 from T_hint on"""
-    return s.L - 1 - (s.t * (s.L - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else 0 * s.L
-
-
 # Columns: c and A, once the rows are there.
 
 
@@ -360,11 +358,6 @@ def grpo_advantages(rewards: Tensor) -> Tensor:
 
 
 # Columns: the probability that a step is one of sft.
-
-
-def alternate(s: Step) -> float:
-    """1 in every second step, else 0"""
-    return s.t % 2 == 0
 
 
 def adaptive(s: Step) -> float:
@@ -416,7 +409,8 @@ def from_scores(loss: Callable) -> Callable:
 
     @torch.no_grad()
     def c(s: Step, rows: Rows) -> Tensor:
-        gap = log_probs(s.model, rows)[0] - log_probs(s.base, rows)[0]  # (N, T)
+        some = [rows.take(i) for i in torch.arange(len(rows.tokens)).split(s.cfg.micro_batch)]
+        gap = torch.cat([log_probs(s.model, x)[0] - log_probs(s.base, x)[0] for x in some])  # (N, T)
         r_hat = s.cfg.beta * (gap * rows.hint).sum(1)
         return score_weights(loss, r_hat.view(-1, s.cfg.group), rows.reward.view(-1, s.cfg.group), s.cfg.beta)
 
@@ -434,13 +428,11 @@ METHODS = {
     "rft":         Method("GRPO 2402.03300",                0,        0,                grpo),
     "sft_rft":     Method("-",                              0,        0,                grpo, True),
     "r3":          Method("R3 2402.05808",                  uniform,  0,                grpo),
-    "stage":       Method("R3 2402.05808",                  stages,   0,                grpo),
     "cosine":      Method("UFT 2505.16984, baseline",       binomial, 0,                grpo),
     "hint_only":   Method("control",                        binomial, "hint_coef",       0),
     "uft":         Method("UFT 2505.16984",                 binomial, "hint_coef",       grpo),
     "uft_uniform": Method("UFT 2505.16984, theorem 4.3",    uniform,  "hint_coef",       grpo),
     "sasr":        Method("SASR 2505.13026",                0,        0,                grpo, True,  adaptive),
-    "static":      Method("SASR 2505.13026, baseline",      0,        0,                grpo, True,  alternate),
     "mix":         Method("control",                        0,        0,                grpo, True,  "mix"),
     "implicit":    GivenAnswers("implicit UFT 2410.21438",  whole,    from_scores(mse), 0),
 }

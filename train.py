@@ -38,7 +38,7 @@ class Config:
     method: str = "uft"  # the method; on the command line also several
     seed: int = 0  # drives everything: problems, weights, samples, hints, coins
     steps: int = 700  # training steps; each draws its problems anew
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    device: str = "auto"  # cpu or cuda; auto takes a GPU from a million parameters on
     out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
     cache: str = "out/base"  # folder of trained base models
     # problems and model
@@ -143,11 +143,13 @@ def saved_run(cfg: Config, steps: int) -> dict:
 
 
 def pick_device(cfg: Config) -> torch.device:
-    found = [f"cuda:{LOCAL_RANK}"] * torch.cuda.is_available() + ["mps"] * torch.mps.is_available() + ["cpu"]
-    wanted = [name for name in found if cfg.device in ("auto", name.partition(":")[0])]
-    if not wanted:
-        raise ValueError(f"--device {cfg.device}: expected auto, or what this machine has: {', '.join(found)}")
-    return torch.device(wanted[0])
+    """auto: a GPU, if there is one, from a million parameters on: smaller models are launched longer than they work."""
+    cuda, large = torch.cuda.is_available(), 12 * cfg.layers * cfg.width**2 >= 1_000_000
+    name = cfg.device if cfg.device != "auto" else "cuda" if cuda and large else "cpu"
+    if name not in ["cpu"] + ["cuda"] * cuda:
+        raise ValueError(f"--device {name}: expected auto, or what this machine has: cpu{', cuda' * cuda}")
+    torch.set_float32_matmul_precision("high" if name == "cuda" else "highest")
+    return torch.device(f"cuda:{LOCAL_RANK}" if name == "cuda" else "cpu")
 
 
 def make_model(cfg: Config, task: Task) -> GPT:

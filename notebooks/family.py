@@ -67,7 +67,7 @@ def put(rows: Rows, where: np.ndarray, others: Rows) -> Rows:
     for i, problem in zip(where, others.problems, strict=True):
         problems[i] = problem
     found = {}
-    for name in ("tokens", "hint", "suffix", "logp", "reward", "solved"):
+    for name in ("tokens", "hint", "suffix", "logp", "reward", "solved", "weight"):
         x, y = (getattr(some, name) for some in (rows, others))
         x, y = (F.pad(z, (0, T - z.shape[1])) if z.dim() == 2 else z for z in (x, y))
         found[name] = x.index_copy(0, torch.tensor(where, device=x.device), y)
@@ -195,6 +195,16 @@ def token_mean(s: Step, rows: Rows) -> Tensor:
     return A * Z / all_sum((rows.suffix * (A.view(-1, 1) != 0)).sum()).clamp(1)
 
 
+def stages(s: Step) -> np.ndarray:
+    """L-1, L-2, ... 1, each for as many steps; 0 from T_hint on"""
+    return s.L - 1 - (s.t * (s.L - 1)) // s.cfg.hint_steps if s.t < s.cfg.hint_steps else 0 * s.L
+
+
+def alternate(s: Step) -> float:
+    """1 in every second step, else 0"""
+    return s.t % 2 == 0
+
+
 def success(s: Step, rows: Rows) -> Tensor:
     """1 if solved, else 0"""
     return rows.solved.float().view(-1, s.cfg.group)
@@ -217,6 +227,8 @@ def of_the_others(s: Step, rows: Rows) -> Tensor:
 # fmt: off
 METHODS |= {
     #                           paper                             l              c        A
+    "stage":            Method("R3 2402.05808",                   stages,        0,       grpo),
+    "static":           Method("SASR 2505.13026, baseline",       0,             0,       grpo, True, alternate),
     "dft":              Shaped("DFT 2508.05629",                  whole,         1,       0, times=likely),
     "dr_grpo":          Method("Dr. GRPO 2503.20783",             0,             0,       centred),
     "dapo":             Resample("DAPO 2503.14476",               0,             0,       token_mean),

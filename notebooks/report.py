@@ -35,7 +35,7 @@ def methods_table(names=METHODS) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-CORE = "sft rft sft_rft r3 stage cosine hint_only uft uft_uniform sasr static mix implicit".split()
+CORE = "sft rft sft_rft r3 cosine hint_only uft uft_uniform sasr mix implicit".split()
 EQUATIONS = [  # where to find what the papers write down
     ("GRPO", "advantage, from the group's mean and standard deviation", "centred / (std + 1e-6)"),
     ("GRPO (3)", "clipped objective", "surrogate = torch.minimum("),

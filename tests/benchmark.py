@@ -34,7 +34,7 @@ from train import Config, exploration  # noqa: E402
 
 WORDS, PROMPT, ANSWER, GROUP = 176, 8, 12, 8  # with two blocks of 64: 112 thousand parameters
 SIZES = (64, 512, 2048)  # rollouts
-CPU = torch.device("cpu")
+DEVICE = "cpu"  # tests/gpu_check.py sets another
 
 
 class Lottery(Task):
@@ -61,7 +61,7 @@ class Lottery(Task):
 def fresh(task: Task, layers: int = 2, width: int = 64) -> GPT:
     model = GPT(task.vocab, layers, width, task.prompt_tokens + task.answer_tokens)
     model.init_weights(torch.Generator().manual_seed(0))
-    return model
+    return model.to(DEVICE)
 
 
 def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 def our_step(method: str, task: Task, model: GPT, cfg: Config) -> Callable[[], dict]:
     """One full step, as train.run does it: hints, rollouts, rewards, advantages, update."""
-    optimizer, rng, generator = adam(model), np.random.default_rng(0), torch.Generator().manual_seed(0)
+    optimizer, rng, generator = adam(model), np.random.default_rng(0), torch.Generator(DEVICE).manual_seed(0)
     pool = [task.problem(rng) for _ in range(1024)]
 
     def draw(share: float) -> list[Problem]:
@@ -87,6 +87,8 @@ def our_step(method: str, task: Task, model: GPT, cfg: Config) -> Callable[[], d
 def clock(work: Callable) -> float:
     start = time.perf_counter()
     work()
+    if DEVICE != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -125,7 +127,7 @@ def grpo(task: Lottery, folder: str, N: int, repeat: int, thread_counts: tuple) 
     settings = GRPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=N, num_generations=GROUP, bf16=False,
         max_completion_length=ANSWER, learning_rate=1e-9, optim="adamw_torch_fused", adam_beta2=0.95, max_grad_norm=1.0,
-        gradient_checkpointing=False, beta=0.0, max_steps=repeat + 1, use_cpu=True, report_to="none",
+        gradient_checkpointing=False, beta=0.0, max_steps=repeat + 1, use_cpu=DEVICE == "cpu", report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
     )  # fmt: skip
 
@@ -160,15 +162,15 @@ def generate(task: Lottery, folder: str, N: int, ragged: bool, repeat: int, thre
     """sample() against generate(): eight samples of each prompt, or one behind each of N hints of different lengths."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    rng, model, peer = np.random.default_rng(0), fresh(task), AutoModelForCausalLM.from_pretrained(folder)
+    rng, model, peer = np.random.default_rng(0), fresh(task), AutoModelForCausalLM.from_pretrained(folder).to(DEVICE)
     n = 1 if ragged else GROUP
     problems = [task.problem(rng) for _ in range(N // n)]
     hints = rng.integers(0, ANSWER, len(problems)) * ragged
     prefixes = [task.encode(p.prompt + "".join(p.demo[:k])) for p, k in zip(problems, hints, strict=True)]
-    tokens, length = pad_rows(prefixes, task.pad, CPU, left=True)
+    tokens, length = pad_rows(prefixes, task.pad, torch.device(DEVICE), left=True)
     prefixes = [prefix for prefix in prefixes for _ in range(n)]
-    limits, generator = [ANSWER - k for k in hints.tolist() for _ in range(n)], torch.Generator().manual_seed(0)
-    mask = torch.arange(tokens.shape[1]) >= tokens.shape[1] - length[:, None]
+    limits, generator = [ANSWER - k for k in hints.tolist() for _ in range(n)], torch.Generator(DEVICE).manual_seed(0)
+    mask = torch.arange(tokens.shape[1], device=DEVICE) >= tokens.shape[1] - length[:, None]
     # generate has one limit for all: where prefixes differ, it writes as much behind the longest.
     how = GenerationConfig(
         do_sample=True, top_k=0, max_new_tokens=ANSWER, num_return_sequences=n, use_cache=True,
@@ -183,10 +185,10 @@ def supervised(task: Lottery, folder: str, N: int, repeat: int, thread_counts: t
     """A step of sft, from text to weights, against the same model in transformers on tokens that lie ready."""
     from transformers import AutoModelForCausalLM
 
-    peer = AutoModelForCausalLM.from_pretrained(folder)
+    peer = AutoModelForCausalLM.from_pretrained(folder).to(DEVICE)
     optimizer, rng = adam(peer), np.random.default_rng(0)
     problems = [task.problem(rng) for _ in range(N)]
-    tokens = torch.tensor([task.encode(p.prompt + "".join(p.demo)) + [task.end] for p in problems])
+    tokens = torch.tensor([task.encode(p.prompt + "".join(p.demo)) + [task.end] for p in problems]).to(DEVICE)
     labels = tokens.clone()
     labels[:, :PROMPT] = -100
 
@@ -260,7 +262,7 @@ def missing() -> str:
 def beside_peers(repeat: int, thread_counts: tuple) -> dict[str, dict]:
     task, found = Lottery(), {}
     with tempfile.TemporaryDirectory() as folder:
-        write_llama(task, fresh(task), Path(folder))
+        write_llama(task, fresh(task).cpu(), Path(folder))
         for N in SIZES:
             few = max(repeat * 64 // N, min(repeat, 10))
             found[f"GRPO step / TRL, {N} rollouts"] = grpo(task, folder, N, few, thread_counts)

@@ -16,13 +16,17 @@ from nanouft import METHODS, Method, Rows, Step, grpo_advantages, loss_terms, tr
 from notebooks import family
 from train import Config, exploration, run
 
-NAMES = "dft dr_grpo dapo expert_iteration questa adaback bread ghpo superrl luffy prefix_rft chord".split()
+NAMES = (
+    "stage static dft dr_grpo dapo expert_iteration questa adaback bread ghpo superrl luffy prefix_rft chord".split()
+)
 
 
 def rows_with(rewards: list[list[float]]) -> Rows:
     """Rows without tokens, for columns that only look at rewards."""
     reward = torch.tensor(rewards).flatten()
-    return Rows([], *[torch.zeros(len(reward), 1, dtype=torch.bool)] * 4, reward=reward, solved=reward == 1)
+    return Rows(
+        [], *[torch.zeros(len(reward), 1, dtype=torch.bool)] * 4, reward=reward, solved=reward == 1, weight=None
+    )
 
 
 def cell(name: str, column: str, t: int, problems=(), rows=None, **settings):
@@ -209,7 +213,9 @@ def test_prefix_rft_touches_the_fifth_with_the_highest_entropy():
     logits = torch.randn(3, 24, 5, generator=generator) * torch.rand(3, 24, 1, generator=generator) * 12
     column, start, end = torch.arange(25), torch.tensor([[3], [5], [2]]), torch.tensor([[13], [20], [3]])
     hint = (column >= start) & (column < end)  # 10, 15 and 1 tokens
-    rows = Rows([], torch.ones(3, 25, dtype=torch.long), hint, ~hint & False, torch.zeros(3, 25), *[torch.zeros(3)] * 2)
+    rows = Rows(
+        [], torch.ones(3, 25, dtype=torch.long), hint, ~hint & False, torch.zeros(3, 25), *[torch.zeros(3)] * 2, None
+    )
     rows.weight, model = 1.0 * hint, Free(logits)
     loss_terms(METHODS["prefix_rft"], a_step(model, None, []), rows)["loss"].backward()
     touched = model.logits.grad.abs().sum(-1) > 0
@@ -239,13 +245,15 @@ def test_a_token_weighs_the_same_in_long_answers(task, name):
     suffix[:, 0] = False
     none = torch.zeros_like(suffix)
     logp = torch.full((4, 8), np.log(1 / 5))
-    rows = Rows([], torch.ones(4, 8, dtype=torch.long), none, suffix, logp, *[torch.zeros(4)] * 2)
+    rows = Rows([], torch.ones(4, 8, dtype=torch.long), none, suffix, logp, *[torch.zeros(4)] * 2, None)
     rows.weight, model = A.view(-1, 1) * suffix, Free(torch.zeros(4, 8, 5))
     loss_terms(METHODS[name], a_step(model, None, []), rows)["loss"].backward()
     assert torch.allclose(model.logits.grad[:, :7, 1], -0.8 * A.view(-1, 1) * suffix[:, 1:])
 
 
-def test_questa_halves_its_hints():
+def test_hints_that_go_by_a_plan():
+    stages = [cell("stage", "length", t, [Problem("", ["u"] * 5)]).item() for t in range(11)]
+    assert stages == [4, 4, 4, 3, 3, 2, 2, 2, 1, 1, 0]
     assert [cell("questa", "length", t, [Problem("", ["u"] * 8)]).item() for t in (0, 9, 10)] == [4, 4, 2]
 
 

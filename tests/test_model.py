@@ -1,10 +1,12 @@
 """model.py against oracles. Each docstring names the mistake that the test guards against."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from model import GPT, sample
+from model import GPT, LOOK_EVERY, sample
 
 STOP, PAD, VOCAB = 10, 11, 12
 
@@ -138,3 +140,28 @@ def test_block_is_llamas(model):
     gate, up = (norm(y, block.norm2.weight) @ block.gate_up.weight.T).chunk(2, -1)
     y = y + (gate * torch.sigmoid(gate) * up) @ block.down.weight.T
     assert torch.allclose(block(x[None], model.rotary[:, :4], None, None)[0], y, atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [3, 8])
+def test_to_look_less_often_whether_all_have_ended_changes_nothing(model, monkeypatch, every):
+    """A word that is written behind <end>, or kept; draws that depend on which rows are left."""
+    prefixes, limits = [[1, 2, 3], [4, 5], [6]] * 20, [9, 1, 12] * 20
+    found = []
+    for n in (1, every):
+        monkeypatch.setitem(LOOK_EVERY, "cpu", n)
+        found += [sample(model, prefixes, limits, STOP, PAD, 1.0, torch.Generator().manual_seed(0))]
+    assert found[0][0] == found[1][0] and torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert len({len(row) for row in found[0][0]}) > 3
+
+
+def test_blocks_in_bf16_are_near(model):
+    """Logits that are rounded, too; a cache that is not."""
+    half = copy.deepcopy(model)
+    half.bf16 = ["cpu"]
+    tokens = torch.arange(24).view(2, 12) % VOCAB
+    exact, near = model(tokens), half(tokens)
+    assert near.dtype == torch.float32 and 0 < (exact - near).abs().max() < 0.05 * exact.abs().max()
+    rows, logp = sample(half, tokens.tolist(), [6, 6], VOCAB, PAD, 1.0, torch.Generator().manual_seed(0))
+    words = half(torch.tensor([[*x, *y] for x, y in zip(tokens.tolist(), rows, strict=True)])).log_softmax(-1)
+    again = words[:, 11:17].gather(-1, torch.tensor(rows)[..., None]).flatten()
+    assert (again - logp).abs().max() < 0.1

@@ -180,7 +180,9 @@ def test_gradient_is_the_exact_policy_gradient():
     pairs = torch.cartesian_prod(torch.arange(27), torch.arange(27)).flatten()
     suffix = torch.tensor([[False, True, True, True]]).expand(len(pairs), 4)
     old = torch.nn.functional.pad(logp.detach(), (1, 0))[pairs]
-    rows = Rows([tree.only] * len(pairs), tokens[pairs], ~suffix & False, suffix, old, reward[pairs], suffix[:, 1])
+    rows = Rows(
+        [tree.only] * len(pairs), tokens[pairs], ~suffix & False, suffix, old, reward[pairs], suffix[:, 1], None
+    )
     likely = pi.detach()[pairs].view(-1, G).prod(1, keepdim=True)
     centred = lambda s, rows: likely * (rows.reward.view(-1, G) - rows.reward.view(-1, G).mean(1, keepdim=True))  # noqa: E731
     s, method, keep = a_step(model, tree, [], group=G), replace(METHODS["rft"], advantage=centred), Keep(model)
@@ -341,7 +343,7 @@ def test_sft_is_the_mean_negative_log_likelihood(task, model, problems):
     assert torch.allclose(gradient(METHODS["sft"], model, task, problems), by_hand, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["r3", "stage", "cosine"])
+@pytest.mark.parametrize("name", ["r3", "cosine"])
 def test_hints_alone_teach_nothing(task, model, problems, name):
     """UFT's baselines are given hints but not trained on them; hint_only is trained on nothing else."""
     silent = gradient(replace(METHODS[name], advantage=0), model, task, problems)
@@ -385,9 +387,8 @@ def test_realised_hint_lengths_follow_the_schedule():
         assert drawn.mean() == pytest.approx(5 * p, abs=0.08) and drawn.var() == pytest.approx(
             5 * p * (1 - p), abs=0.12
         )
-    for name in ("uft", "cosine", "hint_only", "stage"):
+    for name in ("uft", "cosine", "hint_only"):
         assert not lengths(name, CFG.hint_steps).any() and not lengths(name, CFG.hint_steps + 1).any()
-    assert [lengths("stage", t, 1)[0] for t in range(11)] == [4, 4, 4, 3, 3, 2, 2, 2, 1, 1, 0]
     assert np.bincount(lengths("r3", 99), minlength=6) == pytest.approx(np.full(6, 4000 / 6), rel=0.15)
 
 
@@ -439,7 +440,7 @@ def supervised_share(name: str, task, steps: int = 2000, **settings) -> float:
 @pytest.mark.parametrize(
     ("name", "settings", "share"),
     [
-        ("sft", {}, 1), ("rft", {}, 0), ("sft_rft", {}, 0), ("static", {}, 0.5), ("mix", {"mix": 0.2}, 0.2),
+        ("sft", {}, 1), ("rft", {}, 0), ("sft_rft", {}, 0), ("mix", {"mix": 0.2}, 0.2),
         ("sasr", {"gamma": 1.0}, 0.5), ("sasr", {"gamma": 3.0}, 0.25),
     ],
 )  # fmt: skip
@@ -448,7 +449,7 @@ def test_steps_are_supervised_as_often_as_they_say(task, name, settings, share):
     assert supervised_share(name, task, share=0.5, **settings) == pytest.approx(share, abs=0.04)
 
 
-@pytest.mark.parametrize("name", ["sft_rft", "static", "mix", "sasr"])
+@pytest.mark.parametrize("name", ["sft_rft", "mix", "sasr"])
 def test_warm_up_is_supervised(task, model, problems, name):
     for t in (0, 1):
         assert train_step(METHODS[name], a_step(model, task, problems, t, coin=0.99), [])["supervised"]

@@ -1,6 +1,8 @@
 """Numbers at their limits: everything stays finite, or a run stops with the step and the metric in its message."""
 
 import copy
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from data import TASKS
 from model import GPT
 from nanouft import METHODS, grpo_advantages, mse, rollout, score_weights, train_step, update
 from notebooks.one_stage import bce, dpo
+from tests import gpu_check
 from train import Config
 
 CFG = Config(group=4, hint_steps=10, warmup=2, kl_coef=0.1, entropy_coef=0.1)
@@ -85,3 +88,12 @@ def test_bf16(task, method):
         found = train_step(METHODS[method], s, [optimizer])
         assert all(np.isfinite(x) for x in found.values())
     assert model(torch.zeros(1, 2, dtype=torch.long)).dtype == torch.float32
+
+
+def test_gpu_check_in_miniature(tmp_path, monkeypatch, capsys):
+    """A check of a card that stops half-way, after minutes of a card's time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--device", "cpu"])
+    gpu_check.main()
+    assert "all of it holds" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/gpu_check.json").read_text())["make gpu"]["whole_run_minutes"] > 0

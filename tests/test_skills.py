@@ -16,7 +16,7 @@ from notebooks.lab import behaviour
 from notebooks.one_stage import Skills, bce, dpo
 from train import Config, run
 
-CFG = Config(group=3, beta=0.3, warmup=2, hint_coef=0.7, share=0.5)
+CFG = Config(group=3, beta=0.3, warmup=2, hint_coef=0.7, share=0.5, micro_batch=5)
 TINY = dict(task="skills", device="cpu", layers=1, width=32, base_steps=8, demos=64, validation=32, test=32, problems=8)
 
 

@@ -83,6 +83,16 @@ def test_until_is_reached_before_the_first_step(tiny, tmp_path):
     assert train.load(tmp_path / "checkpoint.pt")["metrics"][0]["step"] == 0
 
 
+def test_chosen_is_the_checkpoint_that_validated_best(monkeypatch):
+    """The base, or the last one, under this name."""
+    cfg = Config(task="tree:horizon=3", method="sft", steps=20, eval_every=5, lr=3e-3, device="cpu")
+    for rank, step in {train.score: 20, (lambda m: 5 == m["step"]): 5}.items():
+        monkeypatch.setattr(train, "score", lambda m, rank=rank: rank(m) if "evaluated" in m else -1.0)
+        metrics = run(cfg)
+        chosen, base = (metrics[-1][f"expected_reward_test_{of}"] for of in ("chosen", "base"))
+        assert chosen == metrics[step]["expected_reward"] > base == metrics[0]["expected_reward"]
+
+
 def test_what_a_method_may_keep(tiny, tmp_path, monkeypatch):
     """NumPy's numbers in a memory: a checkpoint that cannot be read, and is called damaged. Numbers as keys, which a
     file would turn into text: a resumed run that no longer finds what it kept."""
@@ -106,12 +116,13 @@ def test_one_seed_drives_everything(tiny):
     assert without_times(first) == without_times(again)
     assert [m.get("entropy") for m in first] != [m.get("entropy") for m in other]
     task = make_task(tiny.task)
-    pools = [[p.prompt for p in task.split("pool", 64, seed)] for seed in (0, 1)]
+    sets = [train.splits(replace(tiny, seed=seed), task) for seed in (0, 1)]
+    pools, tests = ([[p.prompt for p in some[name]] for some in sets] for name in ("pool", "test"))
     bases = [train.base_model(replace(tiny, seed=seed), task).embed.weight for seed in (0, 1)]
     draws = [train.randomness(replace(tiny, seed=seed), 0, 3) for seed in (0, 0, 1)]
     orders = [list(rng.permutation(64)) for rng, _ in draws]
     samples = [torch.rand(4, generator=generator).tolist() for _, generator in draws]
-    assert pools[0] != pools[1] and not torch.equal(*bases)
+    assert pools[0] != pools[1] and tests[0] == tests[1] and not torch.equal(*bases)
     assert orders[0] == orders[1] != orders[2] and samples[0] == samples[1] != samples[2]
 
 
