@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from data import TASKS, make_task
+from data import TASKS, Task, make_task
 from nanouft import METHODS
 from notebooks import compare
 from notebooks.chain import Chain
@@ -124,6 +124,14 @@ def test_one_seed_drives_everything(tiny):
     samples = [torch.rand(4, generator=generator).tolist() for _, generator in draws]
     assert pools[0] != pools[1] and tests[0] == tests[1] and not torch.equal(*bases)
     assert orders[0] == orders[1] != orders[2] and samples[0] == samples[1] != samples[2]
+
+
+def test_it_trains_on_the_pool_alone(tiny, monkeypatch):
+    """Test problems among those that a step draws from."""
+    seen, choose = set(), Task.choose
+    monkeypatch.setattr(Task, "choose", lambda self, *x: seen.update(p.prompt for p in x[0]) or choose(self, *x))
+    run(tiny)
+    assert seen == {p.prompt for p in train.splits(tiny, make_task(tiny.task))["pool"]}
 
 
 def test_a_task_is_made_of_the_runs_seed():
