@@ -42,10 +42,10 @@ def rollouts_to_the_first_reward(H: int, seed: int) -> int:
 
 def test_rft_needs_b_times_the_rollouts_for_each_further_step():
     """Hints, or a reward, that leak into RFT; a leaf that is drawn twice as often as another."""
-    horizons = [3, 4, 5, 6, 7]
-    means = [np.mean([rollouts_to_the_first_reward(H, seed) for seed in range(12)]) for H in horizons]
+    horizons = [3, 4, 5, 6]
+    means = [np.mean([rollouts_to_the_first_reward(H, seed) for seed in range(32)]) for H in horizons]
     growth = np.exp(np.polyfit(horizons, np.log(means), 1)[0])
-    assert 3 < growth < 5.3, (growth, means)  # B = 4
+    assert 3 < growth < 6, (growth, means)  # B = 4, or a little more: an untrained policy is not quite uniform
 
 
 def test_ufts_rollouts_grow_like_a_small_power_of_the_horizon():
