@@ -110,7 +110,7 @@ SKILLS = ["demonstrated", "scored", "base_kl", "answer_tokens", "ended"]
 
 
 def told(record: dict) -> dict:
-    wanted = SKILLS if "scored" in record else []
+    wanted = SKILLS if {"scored", "scored_test"} & record.keys() else []
     return {name: round(x, 4) for name, x in record.items() if name.removesuffix("_test") in wanted}
 
 
