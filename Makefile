@@ -8,7 +8,7 @@ test: .venv/ready  ## three minutes
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest -q
 
-check: .venv/ready  ## what takes longer: all notebooks, many kills, 100,000 made-up answers
+check: .venv/ready  ## half an hour: all notebooks, many kills, 100,000 made-up answers
 	CHECK=100000 .venv/bin/python -m pytest -q -m "slow or fuzz"
 
 gpu: .venv/ready  ## a model of 10.7 million parameters, for one card with 24 GB (not yet measured)
