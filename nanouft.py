@@ -265,6 +265,7 @@ def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
         for name, total in terms.items():
             totals[name] = totals.get(name, 0) + total.detach() / (Z if name == "loss" else sampled)
     parameters = list(s.model.parameters())
+    # In one piece, so that processes which share a step wait for each other once.
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     for p, part in zip(parameters, all_sum(gradient).split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view_as(p)
