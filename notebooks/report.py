@@ -75,6 +75,8 @@ def table(results: dict[str, list[dict]]) -> str:
     rows = {name: metrics[-1] for name, metrics in results.items()}
     base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     columns = [c for c in [*COLUMNS, *COSTS] if any(c in row for row in rows.values())]
+    if "expected_reward" in columns:  # on a tree; to solve its one problem means little beside it
+        columns = ["expected_reward", *(c for c in columns if c in COSTS)]
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
     for name, row in ({"base": base} | rows).items():
         text += f"\n{name:12s}"
