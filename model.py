@@ -118,7 +118,7 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
     return padded.to(device), torch.tensor([len(r) for r in rows], device=device)
 
 
-LOOK_EVERY = {"cpu": 1}  # so many words written: have all rows ended? On other devices: 8
+LOOK_EVERY = {"cpu": 1}  # after so many words write() asks whether all rows have ended; on other devices after 8
 
 
 @torch.inference_mode()

@@ -26,8 +26,8 @@ def compare(runs: list[Config]) -> None:
     for cfg in runs:
         train.check(cfg)
         train.saved_run(cfg, cfg.steps)
-    base_model(first, make_task(first.task, first.seed))
     print(f"{len(runs)} methods on {first.task}, device {pick_device(first).type}, into {folder}/", flush=True)
+    base_model(first, make_task(first.task, first.seed))  # once, before they begin
     for name, part in {"hint_steps": 0.6, "warmup": 0.5}.items():
         if (value := getattr(first, name)) >= first.steps:
             better = f"consider --{name} {int(part * first.steps)}"

@@ -26,7 +26,7 @@ from data import make_task  # noqa: E402
 from model import GPT, sample  # noqa: E402
 from nanouft import METHODS, Rows, Step, log_probs, loss_terms, rollout  # noqa: E402
 from tests import benchmark  # noqa: E402
-from train import Config, make_model, parse, randomness, run  # noqa: E402
+from train import Config, make_model, parse, pick_device, randomness, run  # noqa: E402
 
 MINIATURE = "--layers 1 --width 32 --problems 8 --base_steps 2 --steps 4 --demos 64 --validation 16".split()
 
@@ -46,7 +46,7 @@ def agreement(cfg: Config) -> dict[str, float]:
     here.init_weights(torch.Generator().manual_seed(0))
     for p in here.parameters():
         p.data.mul_(3 if p.dim() == 2 else 1)  # far enough from uniform for a fault to show
-    there = copy.deepcopy(here).to(cfg.device)
+    there = copy.deepcopy(here).to(pick_device(cfg))  # which sets the precision of its matrix products, too
     here.bf16, there.bf16 = [], [cfg.device] * len(there.bf16)  # so that the miniature, too, has something to compare
     problems = [p for p in task.split("pool", cfg.problems, 0) for _ in range(cfg.group)]
     rows = rollout(here, task, problems, np.arange(len(problems)) % 3, generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def agreement(cfg: Config) -> dict[str, float]:
 
 
 def alone(layers: int, width: int, N: int, repeat: int) -> dict[str, float]:
-    """A full step of rft and sample(), without a peer."""
+    """A full step of rft, without a peer."""
     task = benchmark.Lottery()
     model = benchmark.fresh(task, layers, width)
     step = benchmark.our_step("rft", task, model, Config(problems=N // 8, group=8, micro_batch=1024))
@@ -84,6 +84,8 @@ def preset(words: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         more = "--test 0 --base_steps 100 --steps 50 --eval_every 50".split()
         (few,) = parse(["--task", *line.splitlines()[0].split(), *more, *words, "--cache", folder], ["rft"])
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # of what was timed before
         start = time.perf_counter()
         metrics = run(replace(few, out=""))
         step, whole = metrics[-1]["seconds"] / few.steps, time.perf_counter() - start
