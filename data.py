@@ -2,7 +2,7 @@
 
 A task draws problems; a problem is a prompt and a demonstration, cut into the units that hints are made of:
 
-    >>> task = make_task("countdown:numbers=4")
+    >>> task = make_task("countdown:numbers=4,ops=all")
     >>> problem = task.parse("3 7 9 5 -> 49")
     >>> task.reward(problem, "9*5=45\\n7-3=4\\n45+4=49")       # one equation (one unit) a line
     1.0
@@ -36,7 +36,7 @@ class Task:
 
     A task defines prompt_tokens and answer_tokens (the longest there are; an answer's <end> counts), and
 
-        problem(rng, unseen=False) -> Problem     a new one
+        problem(rng, split="pool") -> Problem     a new one; `split` is the one wanted, where few draws fall into it
         pose(text) -> Problem                     a user's own, which is written as a prompt is and matches `form`
         reward(problem, answer) -> float          for any text at all
 
@@ -45,7 +45,7 @@ class Task:
 
     WORD = r"\d+| -> |.|\n"
 
-    SHARES = {"pool": (0, 60), "validation": (60, 70), "test": (70, 100)}  # percent of all problems
+    SPLITS: tuple[str, ...] = ("pool", "validation", "test")  # what comes after is of another kind than the training's
 
     form = r".*"  # of a user's own problem
     ends = True  # answers are closed by <end>
@@ -93,7 +93,7 @@ class Task:
         return Problem(text + "\n")
 
     def key(self, problem: Problem):
-        """What makes two problems the same."""
+        """Problems with the same key never fall into different splits."""
         return problem.prompt
 
     def prepare(self, pool: list[Problem], base, cfg) -> None:
@@ -103,72 +103,89 @@ class Task:
         """n problems for a step. (`share` is for tasks of which only some problems have a demonstration.)"""
         return [pool[i] for i in rng.choice(len(pool), n, replace=n > len(pool))]
 
+    def place(self, problem: Problem) -> str:
+        """The split it belongs to, by its key alone, whatever the seed."""
+        percent = zlib.crc32(repr(self.key(problem)).encode()) % 100
+        return "pool" if percent < 60 else "validation" if percent < 70 else "test"
+
     def split(self, name: str, size: int, seed: int) -> list[Problem]:
-        """`size` different problems. A problem's key alone decides which split it is in, whatever the seed; 'unseen' is
-        what lies outside the training distribution, so it shares nothing with the others anyhow. None comes twice, so
-        what is drawn often comes first: two sets are alike only if they are as large a part of what there is."""
-        rng, found, drawn, (first, end) = np.random.default_rng([seed, *name.encode()]), {}, 0, self.SHARES[name]
+        """`size` different problems. What is drawn often is found first, so a small set is easier than a large one."""
+        rng, found, drawn = np.random.default_rng([seed, *name.encode()]), {}, 0
         while len(found) < size:
             drawn += 1
-            if drawn > 50 * len(found) + 10_000:
+            if drawn > 50 * len(found) + 1_000:
                 raise ValueError(f"some {len(found)} different {name} problems exist, not {size}: ask for less")
-            problem = self.problem(rng, unseen=name == "unseen")
-            if first <= zlib.crc32(repr(self.key(problem)).encode()) % 100 < end:
-                found.setdefault(self.key(problem), problem)
+            problem = self.problem(rng, name)
+            if self.place(problem) == name:
+                found.setdefault(problem.prompt, problem)
         return list(found.values())
 
 
 class Countdown(Task):
-    """Reach the target from the numbers by + - * /, each number used exactly once; one equation a line.
+    """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
+    equation a line. The target is never the sum of all numbers. Nor does any set of numbers stand in two splits.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
     """
 
-    SHARES = Task.SHARES | {"unseen": (0, 60)}  # percent of those with the unseen number: as many as for testing
-    EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)", re.ASCII)
-    LONGEST = 2_000  # characters; more is no answer (Python refuses to read numbers of over 4,300 digits)
+    SPLITS = (*Task.SPLITS, "unseen")
+    UNSEEN = 7  # a number that training never gives
+    SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
-    def __init__(self, numbers: int = 4, high: int = 10, limit: int = 50, low: int = 10, unseen: int = 7):
-        """So many numbers in 1..high, results up to `limit`, targets from `low`; `unseen` is never in the pool."""
-        if not (2 <= numbers <= 6 and 1 <= unseen <= high <= limit and 1 <= low <= limit):
-            raise ValueError("countdown: expected 2 <= numbers <= 6, 1 <= unseen <= high <= limit, 1 <= low <= limit")
-        super().__init__(["\n", " ", " -> ", *"+-*/=", *map(str, range(max(limit, 9) + 1))])
-        self.numbers, self.high, self.limit, self.low, self.unseen = numbers, high, limit, low, unseen
+    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50, easy: float = 0.0):
+        """So many numbers in 1..high; results up to `limit`. A problem is easy if subtracting one number from the sum
+        of the others solves it. `easy` is the share of such problems; left to random play it would be six in ten."""
+        if not (3 <= numbers <= 9 and 10 <= high <= limit and 0 <= easy <= 1 and ops in self.SIGNS):
+            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, 0 <= easy <= 1, a known ops")
+        super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])
+        self.equation = re.compile(rf"(\d{{1,9}})([{re.escape(self.SIGNS[ops])}])(\d{{1,9}})=(\d{{1,9}})", re.ASCII)
+        self.numbers, self.signs, self.high, self.limit, self.easy = numbers, self.SIGNS[ops], high, limit, easy
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
-        self.form = r"\d{1,9} " * (numbers - 1) + r"\d{1,9} -> \d{1,9}"
+        self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
 
-    def problem(self, rng: np.random.Generator, unseen: bool | None = False) -> Problem:
-        """Numbers, the target that random play reached from them, and that play as the demonstration. None: with or
-        without the unseen number."""
+    def place(self, problem: Problem) -> str:
+        split = super().place(problem)  # of what has the unseen number a part is for the base alone
+        return split if self.UNSEEN not in problem.numbers else "unseen" if split == "test" else "base"
+
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
+        """The target is what random play reaches, and this play the demonstration."""
+        easy = rng.random() < self.easy
         for _ in range(10_000):
             numbers = self.draw(rng)
             equations, target = self.play(numbers, rng)
-            if target >= self.low and unseen in (None, self.unseen in numbers):
-                return self.put(numbers, target, equations)
-        raise ValueError(f"random play hardly ever reaches low={self.low}: lower it, or raise high or numbers")
+            excess, problem = sum(numbers) - target, self.put(numbers, target, equations)
+            # What is subtracted counts twice: it is missing, and taken away.
+            if target and excess and easy == (excess in [2 * n for n in numbers]) and self.place(problem) == split:
+                return problem
+        raise ValueError(f"countdown: random play finds no such problem for {split}: lower high, or change easy")
 
     def random_play(self, rng: np.random.Generator) -> Problem:
-        """What a base model learns from: legal play, and a target that has nothing to do with it."""
-        numbers = self.draw(rng)
-        return self.put(numbers, self.problem(rng, unseen=None).target, self.play(numbers, rng)[0])
+        """What a base model learns from: legal play, and a target that other play reached. The numbers are never those
+        of a validation or test problem; the unseen number is among them, or the base could not count with it."""
+        while True:
+            numbers = self.draw(rng)
+            (_, target), (equations, reached) = self.play(numbers, rng), self.play(numbers, rng)
+            problem = self.put(numbers, target, equations)
+            if target and reached and self.place(problem) in ("pool", "base"):
+                return problem
 
     def draw(self, rng: np.random.Generator) -> list[int]:
         return rng.integers(1, self.high + 1, self.numbers).tolist()
 
     def play(self, numbers: list[int], rng: np.random.Generator) -> tuple[list[str], int]:
-        """Random legal moves until one number is left: the equations, and that number."""
-        left, equations, draws = list(numbers), [], []
-        while len(left) > 1:
-            draws = draws or rng.random((8 * len(numbers), 3)).tolist()  # many at once: each call costs
-            x, y, z = draws.pop()
+        """Random legal moves until one number is left: the equations, and that number. ([], 0): there was no move."""
+        left, equations = list(numbers), []
+        for x, y, z in rng.random((8 * len(numbers), 3)).tolist():
             i, j = int(x * len(left)), int(y * len(left))
-            a, b, op = left[i], left[j], "+-*/"[int(z * 4)]
+            a, b, op = left[i], left[j], self.signs[int(z * len(self.signs))]
             result = apply(a, op, b)
             if i != j and result is not None and 1 <= result <= self.limit:
                 equations.append(f"{a}{op}{b}={result}")
                 left = [n for k, n in enumerate(left) if k not in (i, j)] + [result]
-        return equations, left[0]
+                if len(left) == 1:
+                    return equations, result
+        return [], 0
 
     def put(self, numbers: list[int], target: int, equations: list[str]) -> Problem:
         demo = [e + "\n" for e in equations[:-1]] + equations[-1:]
@@ -180,16 +197,16 @@ class Countdown(Task):
             raise ValueError(f"{text}: this model's words end at {self.limit} (the task's limit)")
         return self.put(numbers, target, [])
 
-    def key(self, problem: Problem) -> tuple:
-        return (*sorted(problem.numbers), problem.target)
+    def key(self, problem: Problem) -> list[int]:
+        return sorted(problem.numbers)
 
     def reward(self, problem: Problem, answer: str) -> float:
-        equations = [self.EQUATION.fullmatch(line) for line in answer[: self.LONGEST].split("\n")]
-        if len(answer) > self.LONGEST or len(equations) != len(problem.numbers) - 1 or None in equations:
+        equations = [self.equation.fullmatch(line) for line in answer.split("\n", len(problem.numbers))]
+        if len(equations) != len(problem.numbers) - 1 or None in equations:
             return 0.0
         left = list(problem.numbers)
         for equation in equations:
-            (a, op, b, result) = (x if x in "+-*/" else int(x) for x in equation.groups())
+            (a, op, b, result) = (x if x in self.signs else int(x) for x in equation.groups())
             for n in (a, b):
                 if n not in left:
                     return 0.1
@@ -236,7 +253,7 @@ class Tree(Task):
         self.leaf, self.only = f"[0-{B - 1}]{{{horizon}}}", Problem("\n", [*map(str, demo)])
         self.leaves = {"".join(map(str, demo)): 0.5, "".join(map(str, best)): 1.0}  # one leaf without a fork
 
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         return self.only
 
     def split(self, name: str, size: int, seed: int) -> list[Problem]:
@@ -256,11 +273,12 @@ def read_options(text: str, defaults: dict) -> dict:
         name, _, value = option.partition("=")
         if name not in defaults:
             raise ValueError(f"there is no option {name!r}: expected some of {', '.join(defaults)}")
-        wanted = type(defaults[name])
         try:
-            found[name] = wanted(re.fullmatch(r"[\w.-]+", value)[0])
+            found[name] = type(defaults[name])(re.fullmatch(r"[\w.-]+", value)[0])
         except (ValueError, TypeError):
-            raise ValueError(f"{option}: expected {wanted.__name__}, of letters, digits, . and -") from None
+            raise ValueError(
+                f"{option}: expected {type(defaults[name]).__name__}, of letters, digits, . and -"
+            ) from None
     return found
 
 

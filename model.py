@@ -113,9 +113,9 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
     """Lists of ids -> ids (B, longest), padded on one side, and their lengths (B,)."""
     longest = max(map(len, rows))
     fill = [[pad] * (longest - len(r)) for r in rows]
-    padded = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
-    padded = torch.from_numpy(np.array(padded))  # four times as fast as torch.tensor of lists
-    return padded.to(device), torch.tensor([len(r) for r in rows], device=device)
+    padded = np.array([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
+    # from_numpy is four times as fast as torch.tensor of lists
+    return torch.from_numpy(padded).to(device), torch.tensor([len(r) for r in rows], device=device)
 
 
 LOOK_EVERY = {"cpu": 1}  # after so many words write() asks whether all rows have ended; on other devices after 8

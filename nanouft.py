@@ -39,14 +39,14 @@ What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
     T_hint on there are none. The paper's one beta is two coefficients here, hint_coef (which is c) and kl_coef.
  2. GRPO (2402.03300): the advantage is (r - mean) / std of the row's own group, the ratio is clipped, and KL is
-    estimated as k3 (see loss_terms). The one Z replaces GRPO's mean over each answer's tokens. Its beta is our kl_coef.
+    estimated as k3 (see loss_sum). The one Z replaces GRPO's mean over each answer's tokens. Its beta is our kl_coef.
  3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
     g is the gradient's norm, before clipping, in the latest SFT step (in its first update, if it has several). g_warmup
     is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g starts out as it.
     (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
- 5. cosine is a baseline of UFT's; hint_only and mix are controls of ours.
+ 5. hint_only is a control of ours.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ from model import GPT, pad_rows, sample
 class Rows:
     """N rows of T tokens. The G rows of a group stand side by side.
 
-    tokens   1 2 3 -> 9 \\n 1 + 2 = 3 \\n 3 * 3 = 9 <end> <pad> <pad>
+    tokens   5 2 1 -> 4 \\n 5 - 2 = 3 \\n 3 + 1 = 4 <end> <pad> <pad>
     hint                    x x x x x x                                    given
     suffix                              x x x x x x                        sampled; so is <end>: to stop is a choice
     weight   0 0 0 0  0  0  c c c c c c A A A A A A      0     0           how hard each token is pushed
@@ -217,27 +217,24 @@ def gather(x) -> list:
     return found
 
 
-def loss_terms(method: Method, s: Step, rows: Rows) -> dict[str, Tensor]:
-    """Sums over the rows' tokens: Z times the loss, and what is logged beside it.
+def loss_sum(method: Method, s: Step, rows: Rows) -> Tensor:
+    """Z times the loss, a sum over the rows' tokens.
 
     Do not read progress off the loss. At ratio 1 a suffix token adds -A to it, whatever its probability, and the A of a
     group sum to 0: with answers of one length the sum is 0, however good they are. The gradient is not.
     """
     logp, entropy = log_probs(s.model, rows)
-    ratio = rows.ratio(logp.detach())
-    terms = {"loss": -method.objective(s, rows, logp, entropy)}
-    terms["clip_ratio"] = (ratio - ratio.clamp(*method.bounds(s))) * rows.weight > 0
+    loss = -method.objective(s, rows, logp, entropy)  # (N, T)
     if s.cfg.kl_coef:
         with torch.no_grad():
             gap = log_probs(s.base, rows)[0]
         gap = (gap - logp).where(rows.suffix, 0.0)
         # GRPO (4), "k3". The mean of -gap = log pi - log base over samples of pi is the KL. Adding exp(gap) - 1 makes
         # each term >= 0, and adds 0 on average: exp(gap) is base / pi, and pi * base / pi sums to 1 over all words.
-        terms["kl"] = gap.exp() - gap - 1
-        terms["loss"] = terms["loss"] + s.cfg.kl_coef * terms["kl"]
+        loss = loss + s.cfg.kl_coef * (gap.exp() - gap - 1)
     if s.cfg.entropy_coef:
-        terms["loss"] = terms["loss"] - s.cfg.entropy_coef * entropy * rows.suffix
-    return {name: x.sum() for name, x in terms.items()}
+        loss = loss - s.cfg.entropy_coef * entropy * rows.suffix
+    return loss.sum()
 
 
 def shared_once(rows: Rows, G: int) -> Tensor:
@@ -256,14 +253,12 @@ def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     rows = replace(s.rows, weight=shared_once(s.rows, cfg.group))
     weighs = (rows.weight != 0) | rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef)
     useful = weighs.any(1).nonzero()[:, 0]
-    sampled = rows.suffix[useful].sum().clamp(min=1)
-    totals = {"demo_tokens": (weighs & rows.hint).sum()} | dict.fromkeys(("loss", "clip_ratio"), 0 * sampled)
+    totals = {"demo_tokens": (weighs & rows.hint).sum(), "loss": torch.zeros_like(rows.weight[0, 0])}
     s.model.zero_grad()
     for some in useful.split(cfg.micro_batch) if len(useful) else ():
-        terms = loss_terms(method, s, rows.take(some))
-        (terms["loss"] / Z).backward()
-        for name, total in terms.items():
-            totals[name] = totals.get(name, 0) + total.detach() / (Z if name == "loss" else sampled)
+        loss = loss_sum(method, s, rows.take(some)) / Z
+        loss.backward()
+        totals["loss"] += loss.detach()
     parameters = list(s.model.parameters())
     # In one piece, so that processes which share a step wait for each other once.
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
@@ -429,12 +424,10 @@ METHODS = {
     "rft":         Method("GRPO 2402.03300",                0,        0,                grpo),
     "sft_rft":     Method("-",                              0,        0,                grpo, True),
     "r3":          Method("R3 2402.05808",                  uniform,  0,                grpo),
-    "cosine":      Method("UFT 2505.16984, baseline",       binomial, 0,                grpo),
     "hint_only":   Method("control",                        binomial, "hint_coef",       0),
     "uft":         Method("UFT 2505.16984",                 binomial, "hint_coef",       grpo),
     "uft_uniform": Method("UFT 2505.16984, theorem 4.3",    uniform,  "hint_coef",       grpo),
     "sasr":        Method("SASR 2505.13026",                0,        0,                grpo, True,  adaptive),
-    "mix":         Method("control",                        0,        0,                grpo, True,  "mix"),
     "implicit":    GivenAnswers("implicit UFT 2410.21438",  whole,    from_scores(mse), 0),
 }
 # fmt: on

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data import TASKS, Problem, Task, make_task, options, read_options
 from model import GPT
-from nanouft import METHODS, Method, Step, gather, log_probs, rollout, shared_once, train_step
+from nanouft import METHODS, Method, Step, gather, log_probs, rollout, train_step
 
 
 @dataclass(frozen=True, init=False)
@@ -37,21 +37,22 @@ class Config:
     task: str = "countdown"  # the task; its own options follow its name, as in tree:horizon=8,fork=2
     method: str = "uft"  # the method; on the command line also several
     seed: int = 0  # drives everything: problems, weights, samples, hints, coins
-    steps: int = 700  # training steps; each draws its problems anew
+    steps: int = 600  # training steps; each draws its problems anew
     device: str = "auto"  # cpu or cuda; auto takes a GPU from a million parameters on
     out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
     cache: str = "out/base"  # folder of trained base models
     # problems and model
     demos: int = 1024  # problems to train on (the pool), each with a demonstration
     validation: int = 512  # validation problems: for curves, for grids and for the choice of a checkpoint
-    test: int = 2048  # test problems, read once, at the end; 0: no test
+    test: int = 512  # problems of each test, read once, at the end; 0: no test
     layers: int = 2  # blocks
     width: int = 64  # of the model; a multiple of 16, the size of a head
-    base_steps: int = 600  # steps of base training, of 256 random plays each, where a task has such play
+    base_steps: int = 800  # steps of base training, of 64 random plays each, where a task has such play
     # the step
-    problems: int = 64  # problems a step
+    problems: int = 32  # problems a step
     group: int = 8  # rollouts a problem
     lr: float = 1e-3  # AdamW's learning rate
+    decay: float = 0.0  # AdamW's weight decay
     second_lr: float = 0.0  # the same after the warm-up of sft_rft, sft_una, sft_dpo; 0: as before
     reference: str = "base"  # what their KL and implicit reward compare with then: base, or sft: what the warm-up made
     updates: int = 1  # optimizer steps on the same rows; from the second on, clipping bites
@@ -61,15 +62,14 @@ class Config:
     micro_batch: int = 128  # rows in one forward pass; time and memory depend on it, the gradient does not
     # hints and switches
     hint_coef: float = 0.3  # c, the weight of the hint's log-likelihood; the UFT paper's beta
-    hint_steps: int = 420  # T_hint: no hints from this step on
+    hint_steps: int = 240  # T_hint: no hints from this step on
     hint_low: float = 0.05  # p(t) just before that
     hint_high: float = 0.95  # p(t) at the start
-    warmup: int = 350  # supervised steps that sft_rft, sft_una, sasr and the like begin with
+    warmup: int = 200  # supervised steps that sft_rft, sft_una, sasr and the like begin with
     gamma: float = 1.0  # SASR: factor on the warm-up's gradient norm
-    mix: float = 0.5  # mix: the probability of a supervised step
     # given answers
     beta: float = 0.03  # scale of the implicit reward, beta log(pi / base)
-    share: float = 0.5  # skills: the share of demonstrations in a step, after the warm-up
+    share: float = 0.5  # of demonstrations after the warm-up: in a step (skills), or of supervised steps (family's mix)
     # when to look, and when to stop
     eval_every: int = 50  # steps between validations; each is followed by a checkpoint
     until: float = 2.0  # stop once the validation accuracy (trees: the expected reward) is this high; 2: never
@@ -83,10 +83,10 @@ class Config:
 
 
 FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "reference": {"choices": ["base", "sft"]}}
-SHARES, AT_LEAST_1 = "hint_low hint_high mix share", "problems group updates micro_batch validation eval_every"
+SHARES, AT_LEAST_1 = "hint_low hint_high share", "problems group updates micro_batch validation eval_every"
 MAY_CHANGE = "steps out cache device"  # when a run goes on
-COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "hint_tokens", "seconds"]  # from the run's start
-FORMAT = 5  # of checkpoints; raise it when their content changes
+COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]  # from the run's start
+FORMAT = 6  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
@@ -165,8 +165,8 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
 
 def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
     """The test sets do not depend on the seed: every run reads the same."""
-    sizes = {"pool": cfg.demos, "validation": cfg.validation, "test": cfg.test, "unseen": cfg.test}
-    return {name: task.split(name, sizes[name], cfg.seed if name == "pool" else 0) for name in task.SHARES}
+    found = {"pool": task.split("pool", cfg.demos, cfg.seed), "validation": task.split("validation", cfg.validation, 0)}
+    return found | {name: task.split(name, cfg.test, 0) for name in task.SPLITS[2:]}
 
 
 def folder(cfg: Config) -> str:
@@ -187,10 +187,10 @@ def base_model(cfg: Config, task: Task) -> GPT:
     muon = torch.optim.Muon([p for p in model.blocks.parameters() if p.dim() == 2], weight_decay=0)
     others = [p for p in model.parameters() if p.dim() == 1] + [model.embed.weight]
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    settings = replace(cfg, problems=256, group=1, updates=1)
+    settings = replace(cfg, problems=64, group=1, updates=1)
     for t in tqdm(range(cfg.base_steps if task.random_play else 0), "base model", disable=None):
         fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
-        muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.02 * fall, 0.003 * fall
+        muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.01 * fall, 0.006 * fall
         plays = [task.random_play(rng) for rng in [randomness(cfg, 3, t)[0]] for _ in range(settings.problems)]
         train_step(METHODS["sft"], Step(t, settings, task, model, model, lambda _, x=plays: x, None), [muon, adamw])
     if task.random_play:
@@ -203,19 +203,16 @@ def base_model(cfg: Config, task: Task) -> GPT:
 
 
 @torch.no_grad()
-def evaluate(policy: GPT, base: GPT, task: Task, sets: dict, name: str, generator, watch: Callable) -> dict:
-    """To each problem of a set one greedy answer, and one (test: eight) sampled; on a tree E[reward], exactly."""
-    problems, n = sets[name], 8 if name == "test" else 1
+def evaluate(policy: GPT, task: Task, problems: list[Problem]) -> dict[str, float]:
+    """Greedy answers, one to each problem; on a tree E[reward], exactly."""
     greedy = rollout(policy, task, problems, [0] * len(problems), 0.0)
-    some = rollout(policy, task, problems * n, [0] * len(problems) * n, 1.0, generator).solved.view(n, -1)
-    found = {"accuracy": greedy.solved, "reward": greedy.reward, "pass@1": some, f"pass@{n}": some.any(0)}
+    found = {"accuracy": greedy.solved, "reward": greedy.reward}
     if task.leaves:  # all other answers are worth the same
         leaves = [replace(problems[0], demo=[leaf]) for leaf in task.leaves]
         rows = rollout(policy, task, leaves, [1] * len(leaves))
         p = (log_probs(policy, rows)[0] * rows.hint).sum(1).exp()
         found["expected_reward"] = task.WRONG + (p * (rows.reward - task.WRONG)).sum()
-    found = {name: x.float().mean().item() for name, x in found.items()}
-    return found | watch(policy, base, task, problems, generator)
+    return {name: x.float().mean().item() for name, x in found.items()}
 
 
 def score(record: dict) -> float:
@@ -229,14 +226,11 @@ def score(record: dict) -> float:
 
 def exploration(s: Step) -> dict[str, float]:
     """A step's metrics on everything that was rolled out in it."""
-    each = []
-    for rows in s.explored:
-        read = shared_once(replace(rows, weight=rows.hint.float()), s.cfg.group) > 0  # a shared hint counts once
-        tried, sampled = rows.suffix.any(1), rows.suffix.sum(1)
-        each += [torch.stack([rows.reward, tried, rows.solved & tried, sampled, rows.logp.sum(1), read.sum(1)])]
-    each, groups = torch.cat(each, 1).double(), s.rows.reward.view(-1, s.cfg.group)
-    _, rollouts, solved, sampled, logp, read = each.sum(1).tolist()
-    found = {"rollouts": rollouts, "sampled_tokens": sampled, "hint_tokens": read, "reward": each[0].mean().item()}
+    sizes = [(x, x.suffix.sum(1)) for x in s.explored]
+    each = [[x.reward, n > 0, x.solved & (n > 0), n, x.logp.sum(1)] for x, n in sizes]
+    columns, groups = torch.cat([*map(torch.stack, each)], 1).double(), s.rows.reward.view(-1, s.cfg.group)
+    reward, rollouts, solved, sampled, logp = columns.sum(1).tolist()
+    found = {"rollouts": rollouts, "sampled_tokens": sampled, "reward": reward / columns.shape[1]}
     found["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).float().mean().item()
     return found | ({"explored_solved": solved / rollouts, "entropy": -logp / sampled} if rollouts else {})
 
@@ -257,7 +251,7 @@ def learn(method: Method, s: Step, optimizer: torch.optim.Optimizer, last: dict)
 
 def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     """Train one method, from where its folder left off. Returns its metrics, a dict for step 0 and for every step.
-    watch(policy, base, task, problems, generator) may add metrics to each validation and test."""
+    watch(name of the split, step with its problems) may add metrics to a validation or test."""
     check(cfg)
     task, method, saved = make_task(cfg.task, cfg.seed), METHODS[cfg.method], saved_run(cfg, cfg.steps)
     model, sets = make_model(cfg, task), splits(cfg, task)
@@ -268,27 +262,29 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
     model.load_state_dict(weights)
     base, reference, best = (copy.deepcopy(model) for _ in range(3))  # best: on validation
     task.prepare(sets["pool"], base, cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.decay, fused=True)
     parts = {"model": model, "reference": reference, "best": best, "optimizer": optimizer}
     metrics, memory, end = saved["metrics"], saved["memory"], saved["end"]
     for name in parts.keys() & saved.keys():
         parts[name].load_state_dict(saved[name])
 
-    def look(policy: GPT, name: str, *purpose: int) -> dict:
-        return evaluate(policy, base, task, sets, name, randomness(cfg, *purpose)[1], watch)
+    def look(name: str, *purpose: int) -> dict:
+        rng, generator = randomness(cfg, *purpose)
+        s = Step(len(metrics) - 1, cfg, task, model, base, None, rng, 0.0, generator, problems=sets[name])
+        return evaluate(model, task, sets[name]) | watch(name, s)
 
     for t in range(len(metrics) - 1, cfg.steps + 1):
         last = metrics[-1]
         if t % cfg.eval_every == 0 and "evaluated" not in last:
-            found = gather(look(model, "validation", 7, t))[0]
+            found = gather(look("validation", 7, t))[0]
             last |= found | last | {"accuracy": found["accuracy"], "evaluated": True}  # its "reward" is the step's own
             if last is max(metrics, key=score):
                 best.load_state_dict(model.state_dict())
         over = t == cfg.steps or score(last) >= cfg.until
-        for of, policy in {"": model, "_chosen": best, "_base": base}.items() if over and not end else ():
-            for name in (name for name in ("test", "unseen") if sets.get(name)):
-                found = look(policy, name, 4)
-                end |= {name + of: found.pop("accuracy")} | {f"{n}_{name}{of}": x for n, x in found.items()}
+        for name in task.SPLITS[2:] if over and cfg.test and not end else ():
+            found = look(name, 4)
+            end |= {name: found.pop("accuracy")} | {f"{n}_{name}": x for n, x in found.items()}
+            end[f"{name}_chosen"] = evaluate(best, task, sets[name])["accuracy"]
         whole = [*metrics[:-1], last | end]
         if RANK == 0 and cfg.out and (over or "evaluated" in last):
             saved_run(cfg, t)
@@ -296,7 +292,7 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
             save(Path(cfg.out, "checkpoint.pt"), content | {name: part.state_dict() for name, part in parts.items()})
             Path(cfg.out, "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in whole))
             told = f"reward {last['reward']:.2f}  accuracy {last['accuracy']:6.1%}  {last['seconds']:5.0f} s"
-            print(f"{cfg.method:12s} step {t:5d}  {told}", flush=True)
+            print(f"{Path(cfg.out).name:12s} step {t:5d}  {told}", flush=True)
         if over:
             return whole
         if method.warm and not method.p_sft and t == cfg.warmup:
@@ -331,9 +327,8 @@ def one_by_one(runs: list[Config]) -> None:
     for cfg in runs:
         end = run(cfg)[-1]
         if RANK == 0:
-            print(*[f"{cfg.method}: {n} {x:.3f}" for n, x in end.items() if n in ("test", "unseen", "expected_reward")])
-            print(f"ask it: python notebooks/ask.py --run {cfg.out}   (or export.py)")
-            print(f"beside another: python notebooks/compare.py --task {cfg.task} --method {cfg.method} rft")
+            found = [f"{name} {x:.3f}" for name, x in end.items() if name in ("test", "expected_reward")]
+            print(f"{cfg.method}:", *found, f"  to ask it: python notebooks/ask.py --run {cfg.out}")
 
 
 def main(argv: list[str] | None = None, work: Callable = one_by_one, methods: tuple = ("uft",)) -> None:

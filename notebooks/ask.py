@@ -1,6 +1,6 @@
 """A trained model answers.
 
-python notebooks/ask.py "3 8 9 5 -> 43"                        sixteen samples, each with its reward
+python notebooks/ask.py "6 2 10 3 9 -> 14"                        sixteen samples, each with its reward
 python notebooks/ask.py --run out/countdown-seed0/uft          answers to validation problems, with and without a hint
 python notebooks/ask.py --own mine.py --run ...                a task that is defined in a file of your own
 """

@@ -23,7 +23,7 @@ class Chain(Task):
     """
 
     ends = False
-    settings = "validation=256,problems=32,steps=400,eval_every=20,hint_steps=240,warmup=100,hint_coef=0.1"
+    settings = "validation=256,steps=400,eval_every=20,hint_steps=240,warmup=100,hint_coef=0.1"
 
     def __init__(self, horizon: int = 8, B: int = 4, free: int = 0):
         if not (1 <= horizon <= 64 and 2 <= B <= 10 and 0 <= free <= 1):
@@ -33,7 +33,7 @@ class Chain(Task):
         self.prompt_tokens, self.answer_tokens, self.writable = horizon + 1, self.digits * horizon, B
         self.form, self.answer = (f"[0-{B - 1}]{{{n}}}" for n in (horizon, self.answer_tokens))
 
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         x, y = rng.integers(0, self.B, (2, self.horizon))
         y *= self.digits - 1
         z = (x + y).cumsum() % self.B

@@ -1,9 +1,10 @@
 """Runs on countdown: which, with what settings, and what of them is kept in results/countdown*.json.
 
 python notebooks/countdown.py                  the grid that all arms were tuned with, and all experiments
-python notebooks/countdown.py sizes hints      some of them (what is kept is not run again)
+python notebooks/countdown.py worlds dial      some of them (what is kept is not run again)
 """
 
+import itertools
 import sys
 from dataclasses import replace
 from functools import cache
@@ -14,95 +15,70 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data import make_task  # noqa: E402
+from data import Problem, make_task  # noqa: E402
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
-from train import Config, base_model, load, make_model, randomness, run, score, splits  # noqa: E402
+from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
+WORLDS = {"hard": "countdown", "easy": "countdown:easy=1"}  # no problem is easy, or all are
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
-SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
-EXTRA = ["static", "mix"]  # at 105k only
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-OTHERS = {  # what else is left to set, one at a time, at 105k
-    "sasr": [("warmup", 100), ("warmup", 200), ("gamma", 0.3), ("gamma", 3.0)],
-    "r3": [("entropy_coef", 0.01)],
-    "rft": [("entropy_coef", 0.003), ("entropy_coef", 0.02), ("kl_coef", 0.03)],
-    "sft_rft": [("warmup", 100), ("warmup", 200), ("warmup", 500)] + [("second_lr", lr) for lr in RATES[:3]],
-    "uft": [("hint_coef", 0.03), ("hint_coef", 0.3), ("hint_steps", 280), ("hint_steps", 560)],
+FEW_ARMS = ["sft", "rft", "sft_rft", "uft"]
+RATES = (3e-4, 1e-3, 2e-3, 4e-3)
+OTHERS = {  # what else is tried, at an arm's best rate: two cells each
+    "sft": [("decay", 0.1), ("problems", 128)],
+    "sasr": [("gamma", 3.0), ("warmup", 100)],
+    "r3": [("entropy_coef", 0.01), ("group", 16)],
+    "rft": [("entropy_coef", 0.01), ("group", 16)],
+    "sft_rft": [("warmup", 100), ("second_lr", 3e-4)],
+    "uft": [("hint_coef", 0.1), ("hint_steps", 360)],
 }
-EVERYWHERE = ("warmup", "second_lr")  # but these at every size
+SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
+EASY = (0.0, 0.25, 0.5, 0.75, 1.0)  # the dial: the share of easy problems
+TUNED = False  # until the grid is run all arms have train.py's defaults
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
-SEEDS = range(5)
-FEW, FEW_ARMS = range(3), ["sft", "rft", "sft_rft", "uft"]  # of the smaller questions
-DEMOS = (64, 256, 1024, 4096, 6500)  # some 7,000 problems exist
-LARGER = dict(high=15, validation=256, test=400)  # of three numbers up to 10 there are too few problems
+SEEDS, FEW, TWO = range(2), range(3), range(2)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
-AT_VALIDATIONS = ["step", *COSTS, "accuracy", "pass@1", "base_kl"]
-AT_THE_END = [f"{x}{of}" for of in ("", "_chosen", "_base") for x in ("test", "unseen", "pass@1_test")]
-AT_THE_END += ["base_kl_test"]
+AT_VALIDATIONS = ["step", *COSTS, "accuracy", "base_kl"]
+AT_THE_END = "test test_chosen unseen unseen_chosen pass@1_test pass@8_test base_kl_test".split()
 OVER_BLOCKS = "explored_solved supervised entropy grad_norm reward frac_reward_zero_std".split()
 
 
-def config(method: str, seed: int, **more) -> Config:
-    task = f"countdown:numbers={more.pop('numbers', 4)},high={more.pop('high', 10)}"
-    return Config(task=task, method=method, seed=seed, **more)
-
-
-def by_the_rules(model, task, problems, generator) -> float:
-    """The share of sampled answers that play as the base was taught, whatever they end at."""
-    rows = rollout(model, task, problems, [0] * len(problems), 1.0, generator)
-    answers = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
+def by_the_rules(task, rows) -> float:
+    """The share of answers that play as the base was taught, whatever they end at."""
     legal = 0
-    for problem, answer in zip(problems, answers, strict=True):
-        answer = answer.removesuffix("<end>")
-        end = answer.rpartition("=")[2]
+    for problem, ids, own in zip(rows.problems, rows.tokens, rows.suffix, strict=True):
+        answer = task.read(ids[own].tolist())
+        end = (answer or "").rpartition("=")[2]
         legal += end.isdigit() and task.reward(replace(problem, target=int(end)), answer) == 1
-    return legal / len(problems)
-
-
-def greedy(model, task, sets) -> dict[str, float]:
-    """The share of problems solved: all, those that adding all numbers solves, and the others; and how many of the
-    answers do nothing but add."""
-    found = {}
-    for name, problems in sets.items():
-        if not problems:
-            continue
-        rows = rollout(model, task, problems, [0] * len(problems), 0.0)
-        texts = [task.decode(ids[own].tolist()) for ids, own in zip(rows.tokens, rows.suffix, strict=True)]
-        sums = np.array([sum(p.numbers) == p.target for p in problems])
-        solved = rows.solved.flatten().numpy()
-        found |= {f"{name}_sums": solved[sums].sum() / max(sums.sum(), 1)}
-        found |= {f"{name}_others": solved[~sums].mean(), name: solved.mean()}
-        found |= {f"{name}_adds": np.mean([set("+-*/") & set(text) == {"+"} for text in texts])}
-    return found
+    return legal / len(rows.problems)
 
 
 @cache
-def always_adding(seed: int = 0, **more) -> dict[str, float]:
-    """What it solves to add all numbers, whatever is asked: percent of the problems."""
-    cfg = config("sft", seed, **more)
-    sets = splits(cfg, make_task(cfg.task))
-    return {name: 100 * np.mean([sum(p.numbers) == p.target for p in sets[name]]) for name in sets}
+def best_formula(task: str, name: str = "test", size: int = Config.test) -> float:
+    """The share of a split that the best fixed formula solves: one order (as given, rising, falling) and one row of
+    signs for all problems. Who is not well above it has learnt a trick."""
+    problems: list[Problem] = make_task(task).split(name, size, 0)
+    targets = np.array([p.target for p in problems])
+    signs = np.array([*itertools.product([1, -1], repeat=len(problems[0].numbers))])  # (formulas, numbers)
+    orders = [lambda x: x, sorted, lambda x: sorted(x, reverse=True)]
+    solved = [(signs @ np.array([order(p.numbers) for p in problems]).T == targets).mean(1) for order in orders]
+    return float(np.max(solved))
 
 
 def brief(cfg: Config) -> dict:
     """A run in short: its last record; columns with a number for each validation, and for each block of steps."""
     with TemporaryDirectory() as folder:
-        metrics = run(replace(cfg, out=folder), behaviour)
-        saved = load(Path(folder) / "checkpoint.pt")
+        out = Path(folder, cfg.method)
+        metrics = run(replace(cfg, out=str(out)), behaviour)
+        saved = load(out / "checkpoint.pt")
     task = make_task(cfg.task, cfg.seed)
-    sets = splits(cfg, task)
-    weights = {"": saved["model"], "_chosen": saved["best"], "_base": base_model(cfg, task).state_dict()}
-    last = {}
-    for of, w in weights.items():
-        model = make_model(cfg, task)
-        model.load_state_dict(w)
-        legal = by_the_rules(model, task, sets["validation"], randomness(cfg, 9)[1])
-        last |= {name + of: x for name, x in {"legal": legal, **greedy(model, task, sets)}.items()}
-        if cfg.test:
-            last[f"pass@8{of}"] = metrics[-1][f"pass@8_test{of}"]
+    sets, model, last = splits(cfg, task), make_model(cfg, task), {}
+    model.load_state_dict(saved["model"])
+    last["pool"] = rollout(model, task, sets["pool"], [0] * len(sets["pool"]), 0.0).solved.float().mean().item()
+    some = sets["validation"]
+    last["legal"] = by_the_rules(task, rollout(model, task, some, [0] * len(some), 1.0, randomness(cfg, 9)[1]))
     last |= {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
     last["chosen_step"] = max(metrics, key=score)["step"]
     validations = [m for m in metrics if "evaluated" in m]
@@ -127,9 +103,10 @@ def several(
 ) -> dict[Any, list[dict]]:
     """{label: a result for each seed}, for {label: settings}. What several experiments ask for is run once."""
     seeds, small = (seeds[:2], TINY) if quick else (seeds, {})
-    runs = [config(seed=seed, **common | cell | small) for cell in cells.values() for seed in seeds]
+    runs = [Config(seed=seed, **common | small | cell) for seed in seeds for cell in cells.values()]
     results = iter(measured(name, runs, points=True, quick=quick, work=brief))
-    return {label: [next(results) for _ in seeds] for label in cells}
+    found = [dict(zip(cells, results, strict=False)) for _ in seeds]
+    return {label: [one[label] for one in found] for label in cells}
 
 
 def steady(result: dict) -> float:
@@ -137,103 +114,107 @@ def steady(result: dict) -> float:
     return float(np.convolve(result["accuracy"], np.ones(3) / 3, "valid").max())
 
 
-def grid(size: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation. Every learning rate; with the best of
-    them what else an arm has. A second_lr is that of the second half, behind SFT's own best rate in the first."""
-    found = {arm: {} for arm in ARMS + EXTRA * (size == "105k")}
-    start = tuned() if size != "105k" else dict.fromkeys(found, {}) | {"uft": dict(hint_coef=0.1)}
-    common = dict(width=SIZES[size], test=0, validation=900, name="countdown_grid", quick=False)
+@cache
+def grid(world: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the hard
+    world, with the best of them, what else an arm has."""
+    found: dict[str, dict] = {arm: {} for arm in ARMS}
+    start = tuned("hard") if world != "hard" else dict.fromkeys(ARMS, {})
+    common = dict(task=WORLDS[world], test=0, name="countdown_grid", quick=False)
 
-    def score(cells: dict[tuple[str, str], dict]) -> None:
+    def try_out(cells: dict[tuple[str, str], dict]) -> None:
         runs = {(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}
         for (arm, what), results in several(runs, GRID_SEEDS, **common).items():
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
-    score({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for arm in found for lr in RATES})
-    others = [(a, n, x) for a in OTHERS for n, x in OTHERS[a] if size == "105k" or n in EVERYWHERE]
-    first = {"second_lr": dict(lr=chosen(found["sft"])["lr"])}
-    cells = {(a, f"{n} {x:g}"): chosen(found[a]) | first.get(n, {}) | {n: x} for a, n, x in others}
-    score({key: cell for key, cell in cells.items() if cell.get("second_lr") != cell["lr"]})
+    try_out({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for lr in RATES for arm in ARMS})
+    if world == "hard":
+        try_out({(arm, f"{n} {x:g}"): chosen(found[arm]) | {n: x} for arm in ARMS for n, x in OTHERS[arm]})
     return found
 
 
 def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
-    """The settings with the best mean; another than a learning rate only if it gains half a point: less is noise, and a
+    """The settings with the best mean; another than a learning rate only if it gains a point: less is noise, and a
     setting more to explain."""
     means = {what: np.mean(scores) for what, (_, scores) in cells.items()}
-    return cells[max(means, key=lambda what: means[what] - 0.005 * (not what.startswith("lr")))][0]
+    return cells[max(means, key=lambda what: means[what] - 0.01 * (not what.startswith("lr")))][0]
 
 
 @cache
-def tuned(size: str = "105k") -> dict[str, dict]:
-    return {arm: chosen(cells) for arm, cells in grid(size).items()}
+def tuned(world: str = "hard") -> dict[str, dict]:
+    return {arm: chosen(cells) for arm, cells in grid(world).items()} if TUNED else dict.fromkeys(ARMS, {})
 
 
 @cache
-def sizes(which=tuple(SIZES)) -> dict[tuple[str, str], list[dict]]:
-    """Every arm at every size: the notebook's sections 1, 3, 4, 5."""
-    cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned(size)[arm] for size in which for arm in ARMS}
-    return several(cells, SEEDS)
+def worlds() -> dict[tuple[str, str], list[dict]]:
+    """Every arm in both worlds, and the base: what all begin with."""
+    arms = ARMS if TUNED else FEW_ARMS
+    cells = {(w, arm): dict(task=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
+    return several(cells | {(w, "base"): dict(task=WORLDS[w], steps=0) for w in WORLDS}, SEEDS)
 
 
-def share_of_sft(results: list[dict], warmup: int) -> float:
-    """Realised after the warm-up, over all seeds."""
-    blocks = np.array([x["block_supervised"] for x in results])
-    return float(blocks[:, min(warmup // BLOCK, blocks.shape[1] - 1) :].mean())
-
-
-def switches() -> dict[str, list[dict]]:
-    """Section 2: SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
-    settings = tuned()
-    sasr = sizes(("105k",))["105k", "sasr"]
-    same = {name: x for name, x in settings["sasr"].items() if name == "warmup"}
-    mix = dict(method="mix", mix=round(share_of_sft(sasr, same.get("warmup", Config.warmup)), 2))
-    cells = {"static": dict(method="static") | settings["static"] | same, "mix": mix | settings["mix"] | same}
-    return {"sasr": sasr} | several(cells, SEEDS)
-
-
-def demonstrations() -> dict[tuple[int, str], list[dict]]:
-    """Section 7: more and fewer problems with a demonstration."""
-    cells = {(n, arm): dict(method=arm, demos=n) | tuned()[arm] for n in DEMOS for arm in FEW_ARMS}
+@cache
+def dial() -> dict[tuple[float, str], list[dict]]:
+    """The share of easy problems from none to all, with the settings of the hard world."""
+    cells = {}
+    for easy, arm in itertools.product(EASY, ["rft", "sft_rft", "uft"]):
+        task = WORLDS["hard"] if easy == 0 else f"countdown:easy={easy:g}"
+        cells[easy, arm] = dict(task=task, method=arm) | tuned()[arm]
     return several(cells, FEW)
 
 
+@cache
+def longer() -> dict[tuple[str, str], list[dict]]:
+    """Do the others catch up? Four times the steps."""
+    cells = {(w, arm): dict(task=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in ("rft", "sft_rft")}
+    return several(cells, TWO, steps=4 * Config.steps)
+
+
+@cache
+def sizes() -> dict[tuple[str, str], list[dict]]:
+    """Three sizes of the model, in the hard world, with the settings of the middle one."""
+    cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned()[arm] for size in SIZES for arm in FEW_ARMS}
+    return several(cells, FEW)
+
+
+@cache
+def switches() -> dict[str, list[dict]]:
+    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
+    settings = tuned()["sasr"]
+    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS)["sasr"]
+    start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
+    share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
+    cells = {"static": dict(method="static"), "mix": dict(method="mix", share=round(share, 2))}
+    kept = {name: x for name, x in settings.items() if name != "gamma"}
+    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS)
+
+
+@cache
 def hints() -> dict[str, list[dict]]:
-    """Sections 4 and 6: UFT's hints, how they end, how long they last, what they weigh; and an entropy bonus. Where a
-    claim hangs on it, on all seeds."""
-    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.001, 0.01, 0.1, 0.3, 1.0)}
-    cells |= {"hint_coef 0, lr 0.0003": dict(hint_coef=0.0, lr=3e-4)}  # without it, R3's rate might suit better
-    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (140, 280, 420, 560, 700)}
+    """UFT with one thing changed: what hints weigh, how they end, how long they last."""
+    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
+    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (120, 240, 600)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
-    cells |= {f"entropy_coef {x:g}": dict(entropy_coef=x) for x in (0.003, 0.02)}
-    cells = {name: tuned()["uft"] | cell for name, cell in cells.items()}
-    tested = ("hint_coef 0", "hint_coef 0, lr 0.0003", "hint_coef 0.3", "p = 0.5, then 0", "p = 0.95, then 0")
-    found = several(cells, FEW, method="uft")
-    return found | several({name: cells[name] for name in tested}, SEEDS, method="uft")
+    found = several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
+    return several({"uft": dict(method="uft") | tuned()["uft"]}, FEW) | found
 
 
-def numbers() -> dict[tuple[int, str], list[dict]]:
-    """Section 8: two, three and four equations."""
-    cells = {(n, arm): dict(method=arm, numbers=n) | tuned()[arm] for n in (3, 4, 5) for arm in FEW_ARMS}
-    return several(cells, FEW, **LARGER)
+EXPERIMENTS = {f.__name__: f for f in (worlds, dial, longer, sizes, switches, hints)}  # by their importance
 
 
-EXPERIMENTS = {f.__name__: f for f in (sizes, switches, demonstrations, hints, numbers)}  # by their importance
-
-
-def print_grid(size: str) -> None:
+def print_grid(world: str) -> None:
     """The best three validations in a row, percent, for each seed; * is what was chosen."""
-    for arm, cells in grid(size).items():
+    for arm, cells in grid(world).items():
         best = chosen(cells)
         marked = [f"{w} {'/'.join(f'{100 * x:.1f}' for x in s)}{'*' * (c == best)}" for w, (c, s) in cells.items()]
-        print(f"{size:6s}{arm:9s}" + "   ".join(marked), flush=True)
+        print(f"{world:9s}{arm:9s}" + "   ".join(marked), flush=True)
 
 
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(EXPERIMENTS):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    for size in SIZES:
-        print_grid(size)
+    for world in WORLDS if TUNED else ():
+        print_grid(world)
     for name in names or EXPERIMENTS:
         EXPERIMENTS[name]()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import Problem  # noqa: E402
-from nanouft import METHODS, Method, Rows, Step, all_sum, anneal, grpo, grpo_advantages, whole  # noqa: E402
+from nanouft import METHODS, Method, Rows, Step, all_sum, anneal, binomial, grpo, grpo_advantages, whole  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Another objective: c spread over a hint's tokens, by what the policy thinks of each
@@ -229,6 +229,8 @@ METHODS |= {
     #                           paper                             l              c        A
     "stage":            Method("R3 2402.05808",                   stages,        0,       grpo),
     "static":           Method("SASR 2505.13026, baseline",       0,             0,       grpo, True, alternate),
+    "mix":              Method("control",                         0,             0,       grpo, True, "share"),
+    "cosine":           Method("UFT 2505.16984, baseline",        binomial,      0,       grpo),
     "dft":              Shaped("DFT 2508.05629",                  whole,         1,       0, times=likely),
     "dr_grpo":          Method("Dr. GRPO 2503.20783",             0,             0,       centred),
     "dapo":             Resample("DAPO 2503.14476",               0,             0,       token_mean),

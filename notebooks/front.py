@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import make_task  # noqa: E402
 from nanouft import METHODS, Step  # noqa: E402
-from notebooks import countdown, horizon  # noqa: E402
+from notebooks import claims, countdown, horizon  # noqa: E402
 from notebooks.report import COLORS, board, weight_color  # noqa: E402
 from train import Config, base_model, splits  # noqa: E402
 
@@ -54,18 +54,17 @@ def boards(axes) -> None:
     axes[0].figure.suptitle(f"reach {target} from {', '.join(numbers)}, each used once", x=0.01, ha="left")
 
 
-def curves(axis) -> None:
+def curves(axis, world: str) -> None:
     """Mean of the seeds, and a band from the lowest to the highest."""
-    found = countdown.sizes(("105k",))
-    for arm, color in COLORS.items():
-        if ("105k", arm) in found:
-            accuracy = 100 * np.array([x["accuracy"] for x in found["105k", arm]])
-            steps = found["105k", arm][0]["step"]
-            axis.plot(steps, accuracy.mean(0), color=color, label=arm)
-            axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.12, lw=0)
-    axis.axhline(countdown.always_adding()["validation"], color="k", ls=":", lw=1, label="always adding")
-    axis.set(title="countdown: validation, without hints", xlabel="step", ylabel="% solved")
-    axis.legend(frameon=False, fontsize=9)
+    found = countdown.worlds()
+    for arm in (arm for arm in COLORS if (world, arm) in found):
+        accuracy = 100 * np.array([x["accuracy"] for x in found[world, arm]])
+        steps = found[world, arm][0]["step"]
+        axis.plot(steps, accuracy.mean(0), color=COLORS[arm], label=arm)
+        axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=COLORS[arm], alpha=0.12, lw=0)
+    formula = countdown.best_formula(countdown.WORLDS[world], "validation")
+    axis.axhline(100 * formula, color="k", ls=":", lw=1, label="best fixed formula")
+    axis.set(title=f"countdown: {claims.WHERE[world]}", xlabel="step", ylim=(0, 90))
 
 
 def rollouts(axis) -> None:
@@ -92,8 +91,11 @@ def main() -> None:
     figure = matplotlib.figure.Figure(figsize=(11, 8.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     boards(above.subplots(3, 1, height_ratios=[1, 4, 4]))
-    left, right = below.subplots(1, 2)
-    curves(left)
+    left, middle, right = below.subplots(1, 3)
+    curves(left, "hard")
+    curves(middle, "easy")
+    left.set(ylabel="% of validation problems solved, no hints")
+    left.legend(frameon=False, fontsize=9)
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Problem, Task, make_task, options
-from model import GPT
-from nanouft import log_probs, rollout
+from data import make_task, options
+from nanouft import Step, log_probs, rollout
 from notebooks import chain, family  # noqa: F401  more tasks and methods
 from train import Config, base_model, pick_device, run, score
 
@@ -38,8 +37,9 @@ def prepare() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def side_by_side(runs: list[Config], work: Callable = run) -> list:
-    """What work(cfg) returned for each run, or the exception that it raised. On a GPU one after another."""
+def side_by_side(runs: list[Config], work: Callable = run, after: Callable = lambda *_: None) -> list:
+    """What work(cfg) returned for each run, or the exception that it raised. On a GPU one after another. As soon as
+    the i-th ends well, after(i, what it returned)."""
     if not runs:
         return []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -47,7 +47,11 @@ def side_by_side(runs: list[Config], work: Callable = run) -> list:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, prepare) as pool:
         try:
-            futures = [pool.submit(work, cfg) for cfg in reversed(runs)]  # the main job's last methods take longest
+            # The main job's last methods take longest.
+            futures = {pool.submit(work, cfg): i for i, cfg in reversed([*enumerate(runs)])}
+            for future in as_completed(futures):
+                if not future.exception():
+                    after(futures[future], future.result())
             return [f.exception() or f.result() for f in reversed(futures)]
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
@@ -55,13 +59,20 @@ def side_by_side(runs: list[Config], work: Callable = run) -> list:
             raise
 
 
-def behaviour(policy: GPT, base: GPT, task: Task, problems: list[Problem], generator: torch.Generator) -> dict:
+def behaviour(name: str, s: Step) -> dict:
     """What train.run() may watch: how far one sample of each problem has moved from the base, and both skills where
-    only some problems have a demonstration; on a tree, pi(a*_h | s*_h) along the best path and the demonstration."""
+    only some problems have a demonstration; on a tree, pi(a*_h | s*_h) along the best path and the demonstration. Of
+    the test eight samples are taken: pass@8 says for how many problems one of them is right."""
+    policy, task, problems, generator = s.model, s.task, s.problems, s.generator
     with torch.no_grad():
+        solved = {}
+        if name == "test":
+            n = 8
+            some = rollout(policy, task, problems * n, [0] * len(problems) * n, 1.0, generator).solved.view(n, -1)
+            solved = {"pass@1": some, f"pass@{n}": some.any(0)}
         rows = rollout(policy, task, problems, [0] * len(problems), 1.0, generator)
-        gap = (rows.suffix * (rows.logp - log_probs(base, rows)[0])).sum(1)
-        found = {"base_kl": gap, "answer_tokens": rows.suffix.sum(1)}
+        gap = (rows.suffix * (rows.logp - log_probs(s.base, rows)[0])).sum(1)
+        found = solved | {"base_kl": gap, "answer_tokens": rows.suffix.sum(1)}
         found["ended"] = ((rows.tokens == task.end) & rows.suffix).any(1)
         taught = torch.tensor([bool(p.demo) for p in problems], device=gap.device)
         found |= {} if taught.all() else {"demonstrated": rows.solved[taught], "scored": rows.solved[~taught]}
@@ -156,17 +167,15 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     new = [cfg for key, cfg in bases.items() if key not in made and make_task(cfg.task).random_play]
     side_by_side(new, base)  # once each: many runs share them
     made.update(bases)
-    n = len(missing) if quick else 12  # at a time, so that little is lost when stopped
-    for some in (list(missing)[i : i + n] for i in range(0, len(missing), n or 1)):
-        found = dict(zip(some, side_by_side([missing[key] for key in some], work), strict=True))
-        for key, x in found.items():
-            if isinstance(x, dict):
-                kept[key] = x if points else {k: v for k, v in x.items() if k != "points"}
+
+    def after(i: int, found: dict) -> None:
+        kept[list(missing)[i]] = found if points else {k: v for k, v in found.items() if k != "points"}
         if not quick:
-            keep(path, kept)
-        for x in found.values():
-            if isinstance(x, BaseException):
-                raise x
+            keep(path, kept)  # at once, so that little is lost when stopped
+
+    for x in side_by_side([*missing.values()], work, after):
+        if isinstance(x, BaseException):
+            raise x
     if missing:
         print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
     return [kept[key] for key in keys]

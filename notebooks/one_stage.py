@@ -36,14 +36,14 @@ class Skills(Task):
     """
 
     form = r"[AB]\d{6}"
-    settings = "demos=8192,layers=3,problems=32,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1"
+    settings = "demos=8192,layers=3,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1,base_steps=600"
 
     def __init__(self):
         super().__init__([*"0123456789", "A", "B", "\n"])
         self.prompt_tokens, self.answer_tokens = 8, 7
         self.writable = self.end + 1  # anything but <pad>: what the base writes must be an answer
 
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         return self.pose("AB"[rng.integers(2)] + digits(rng))
 
     def random_play(self, rng: np.random.Generator) -> Problem:

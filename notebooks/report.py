@@ -35,11 +35,11 @@ def methods_table(names=METHODS) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-CORE = "sft rft sft_rft r3 cosine hint_only uft uft_uniform sasr mix implicit".split()
+CORE = "sft rft sft_rft r3 hint_only uft uft_uniform sasr implicit".split()
 EQUATIONS = [  # where to find what the papers write down
     ("GRPO", "advantage, from the group's mean and standard deviation", "centred / (std + 1e-6)"),
     ("GRPO (3)", "clipped objective", "surrogate = torch.minimum("),
-    ("GRPO (4)", "k3 estimate of the KL", 'terms["kl"] = gap.exp() - gap - 1'),
+    ("GRPO (4)", "k3 estimate of the KL", "s.cfg.kl_coef * (gap.exp() - gap - 1)"),
     ("UFT, section 3", "p(t), down a cosine", "return low + (high - low) / 2 * (1 + np.cos(np.pi * (t + 1) / T_hint))"),
     ("UFT, section 3", "l ~ Binomial(L, p(t)); 0 from T_hint on", "return s.rng.binomial(s.L, "),
     ("UFT (3.3)", "+ beta log pi of the hint", "return surrogate.where(rows.suffix, rows.weight * logp)"),
@@ -71,14 +71,13 @@ COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Scores of the last model, of the one that validated best ("chosen") and of the base, and what training took."""
+    """Scores of the last model and of the one that validated best ("chosen"), and what training took."""
     rows = {name: metrics[-1] for name, metrics in results.items()}
-    base = {name.removesuffix("_base"): x for row in rows.values() for name, x in row.items() if name.endswith("_base")}
     columns = [c for c in [*COLUMNS, *COSTS] if any(c in row for row in rows.values())]
     if "expected_reward" in columns:  # on a tree; to solve its one problem means little beside it
         columns = ["expected_reward", *(c for c in columns if c in COSTS)]
     text = f"{'method':12s}" + "".join(f"{c:>{len(c) + 3}s}" for c in columns)
-    for name, row in ({"base": base} | rows).items():
+    for name, row in rows.items():
         text += f"\n{name:12s}"
         for c in columns:
             form = ",.0f" if c in COSTS else ".1%"
@@ -157,18 +156,21 @@ def board(axis, task: Task, rows: Rows, color: Callable, beside: Callable, title
                 axis.add_patch(Rectangle((t - start, -i - 0.5), 0.94, 0.9, color=color(i, t)))
                 axis.text(t - start + 0.47, -i - 0.05, row[t], ha="center", va="center", family="DejaVu Sans Mono")
         axis.text(len(row) - start + 0.4, -i - 0.05, beside(i), va="center", color="0.3")
-    axis.set(xlim=(0, 22), ylim=(-len(words) + 0.3, 0.6), title=title)
+    axis.set(xlim=(0, task.answer_tokens + 4), ylim=(-len(words) + 0.3, 0.6), title=title)
     axis.axis("off")
 
 
 def report(folder: Path, names: list[str] | None = None) -> str:
     """Of the runs in a folder: the table, and their curves as a picture."""
-    paths = [folder / name for name in names] if names else [path.parent for path in folder.glob("*/metrics.jsonl")]
-    results = {p.name: [json.loads(x) for x in (p / "metrics.jsonl").read_text().splitlines()] for p in sorted(paths)}
+    names = names or sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
+    texts = {name: (folder / name / "metrics.jsonl").read_text() for name in names}
+    results = {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items()}
     if not results:
         raise ValueError(f"{folder} holds no runs (no metrics.jsonl one folder down)")
-    draw({name: [metrics] for name, metrics in results.items()}, folder / "curves.png", folder.name)
-    return f"{table(results)}\n\ncurves: {folder}/curves.png"
+    trained = {name: [metrics] for name, metrics in results.items() if metrics[1:]}
+    if trained:
+        draw(trained, folder / "curves.png", folder.name)
+    return table(results) + f"\n\ncurves: {folder}/curves.png" * bool(trained)
 
 
 def script(work: Callable) -> None:

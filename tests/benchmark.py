@@ -44,7 +44,7 @@ class Lottery(Task):
         super().__init__([chr(0x4E00 + i) for i in range(WORDS - 2)])
         self.prompt_tokens, self.answer_tokens = prompt, answer
 
-    def problem(self, rng: np.random.Generator, unseen: bool = False) -> Problem:
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         words = [self.decode([i]) for i in rng.integers(0, self.end, self.prompt_tokens + self.answer_tokens - 1)]
         return Problem("".join(words[: self.prompt_tokens]), words[self.prompt_tokens :])
 

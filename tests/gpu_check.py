@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from data import make_task  # noqa: E402
 from model import GPT, sample  # noqa: E402
-from nanouft import METHODS, Rows, Step, log_probs, loss_terms, rollout  # noqa: E402
+from nanouft import METHODS, Rows, Step, log_probs, loss_sum, rollout  # noqa: E402
 from tests import benchmark  # noqa: E402
 from train import Config, make_model, parse, pick_device, randomness, run  # noqa: E402
 
@@ -33,7 +33,7 @@ MINIATURE = "--layers 1 --width 32 --problems 8 --base_steps 2 --steps 4 --demos
 
 def gradient(model: GPT, task, rows: Rows, cfg: Config) -> torch.Tensor:
     model.zero_grad()
-    loss_terms(METHODS["uft"], Step(0, cfg, task, model, model, None, None), rows)["loss"].backward()
+    loss_sum(METHODS["uft"], Step(0, cfg, task, model, model, None, None), rows).backward()
     return torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
 
 

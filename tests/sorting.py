@@ -21,7 +21,7 @@ class Sorting(Task):
         self.writable = self.end + 1  # the first words, which an answer may have: here all but <pad>
         self.form = r"\d" * digits  # what ask.py may be given
 
-    def problem(self, rng, unseen=False):  # unseen: of another kind than the training's, for tasks that have one
+    def problem(self, rng, split="pool"):  # split: for tasks whose problems for some splits are hard to find
         return self.pose("".join(map(str, rng.integers(0, 10, self.prompt_tokens - 1))))
 
     def pose(self, text):

@@ -25,7 +25,7 @@ OPERATIONS = {
     "/": lambda a, b: a / b if b else None,
 }
 
-COUNTDOWNS = {n: TASKS["countdown"](numbers=n, high=25, limit=100, low=1, unseen=7) for n in (2, 3, 4, 6)}
+COUNTDOWNS = {n: TASKS["countdown"](numbers=n, ops="all", high=25, limit=100, easy=0.5) for n in (3, 4, 6)}
 WALKS = [TASKS["tree"](5, 3, 2), TASKS["tree"](4, 4, 0), Chain(5, 3), Chain(4, 2, 1)]
 SKILLS = Skills()
 
@@ -33,7 +33,8 @@ SKILLS = Skills()
 def countdown_oracle(problem: Problem, answer: str) -> float:
     """Exact fractions, a regular expression, a bag of numbers."""
     lines = [re.fullmatch(r"([0-9]+)([-+*/])([0-9]+)=([0-9]+)", line) for line in answer.split("\n")]
-    if len(answer) > 2000 or len(lines) != len(problem.numbers) - 1 or not all(lines):
+    lines = [line and max(map(len, line.groups())) < 10 and line for line in lines]
+    if len(lines) != len(problem.numbers) - 1 or not all(lines):
         return 0.0
     bag = Counter(problem.numbers)
     for line in lines:
@@ -143,7 +144,7 @@ def problems(task):
 @given(st.data())
 def test_countdown_against_fractions(data):
     """A second opinion on every answer: evaluated by eval, by floating point, with numbers used twice, in one order."""
-    problem = data.draw(problems(COUNTDOWNS[data.draw(st.sampled_from([2, 3, 4, 6]))]))
+    problem = data.draw(problems(COUNTDOWNS[data.draw(st.sampled_from([3, 4, 6]))]))
     answer = "".join(problem.demo)
     answer = data.draw(nearly(answer) | equations(problem.numbers) | nonsense)
     task = COUNTDOWNS[len(problem.numbers)]

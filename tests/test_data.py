@@ -1,19 +1,17 @@
 """data.py: words, splits and the countdown checker. Each docstring names the mistake that the test guards against."""
 
 import itertools
-import zlib
-from functools import cache
 
 import numpy as np
 import pytest
 
-from data import TASKS, Countdown, Problem, Task, apply
+from data import TASKS, Countdown, Problem, Task
 from notebooks.chain import Chain
 
 
 @pytest.fixture(scope="module")
 def task() -> Countdown:
-    return TASKS["countdown"]()
+    return TASKS["countdown"](numbers=4, ops="all")
 
 
 def test_words_round_trip_and_numbers_are_single_tokens(task):
@@ -41,57 +39,53 @@ def test_a_word_that_the_tokenizer_would_cut(task):
 
 
 def test_splits_share_no_problem(task, seed=0):
-    """Test problems in the training pool: in a pilot it was 7.6 % of them."""
-    sizes = {"pool": 1000, "validation": 300, "test": 700, "unseen": 700}
-    keys = {name: {(*sorted(p.numbers), p.target) for p in task.split(name, n, seed)} for name, n in sizes.items()}
-    other = {(*sorted(p.numbers), p.target) for p in task.split("pool", 1000, seed + 1)}
-    assert {name: len(k) for name, k in keys.items()} == sizes
+    """A test problem whose numbers occur in the training pool, be it with another target."""
+    sizes = {"pool": 500, "validation": 100, "test": 300, "unseen": 300}
+    found = {name: task.split(name, n, seed) for name, n in sizes.items()}
+    assert {name: len({p.prompt for p in some}) for name, some in found.items()} == sizes
+    keys = {name: {(*sorted(p.numbers),) for p in some} for name, some in found.items()}
+    other = {(*sorted(p.numbers),) for p in task.split("pool", 500, seed + 1)}
     for a, b in itertools.combinations(keys, 2):
         assert not keys[a] & keys[b]
     assert not other & keys["test"] and other != keys["pool"]
-    assert all(7 in k[:-1] for k in keys["unseen"]) and not any(7 in k[:-1] for k in keys["pool"] | keys["test"])
+    assert all(7 in k for k in keys["unseen"]) and not any(7 in k for k in keys["pool"] | keys["test"])
 
 
-@cache
-def reachable(left: tuple[int, ...], limit: int) -> frozenset[int]:
-    """All that play can end at."""
-    if len(left) == 1:
-        return frozenset(left)
-    found = set()
-    for i, j in itertools.permutations(range(len(left)), 2):
-        rest = [n for k, n in enumerate(left) if k not in (i, j)]
-        for result in (apply(left[i], op, left[j]) for op in "+-*/"):
-            if result is not None and 1 <= result <= limit:
-                found |= reachable((*sorted([*rest, result]),), limit)
-    return frozenset(found)
+def test_the_base_s_corpus_gives_no_test_away():
+    """A play that happens to reach its target is a demonstration: of a test problem it would be a leak."""
+    task, rng, hits = TASKS["countdown"](numbers=3), np.random.default_rng(0), 0
+    for _ in range(5_000):
+        play = task.random_play(rng)
+        hit, split = play.target == int(play.demo[-1].split("=")[1]), task.place(play)
+        assert split in ("pool", "base")
+        hits += hit
+    assert hits > 300
 
 
-def test_both_test_sets_are_drawn_equally_deep(task):
-    """Without repetition: what play often reaches (sums) comes first. Of many problems, 2,048 are then easier than of
-    few, and out of distribution would be no fair comparison."""
-    exist = dict.fromkeys(task.SHARES, 0)
-    for numbers in itertools.combinations_with_replacement(range(1, task.high + 1), task.numbers):
-        for target in reachable(numbers, task.limit):
-            percent = zlib.crc32(repr((*numbers, target)).encode()) % 100
-            for name, (first, end) in task.SHARES.items():
-                outside = task.unseen in numbers
-                exist[name] += target >= task.low and outside == (name == "unseen") and first <= percent < end
-    assert exist["test"] > 3000 and 0.98 < exist["unseen"] / exist["test"] < 1.02, exist
+@pytest.mark.parametrize("easy", [0.0, 0.6, 1.0])
+def test_targets(easy):
+    """A dial that turns nothing; a target that is the sum of all, which a trick would reach."""
+    task = TASKS["countdown"](easy=easy)
+    rng = np.random.default_rng(0)
+    problems = task.split("test", 200, 0) + [task.problem(rng) for _ in range(100)]
+    assert all(1 <= p.target <= 50 and p.target != sum(p.numbers) for p in problems)
+    subtract_one = [any(sum(p.numbers) - 2 * n == p.target for n in p.numbers) for p in problems]
+    assert 100 * np.mean(subtract_one) == pytest.approx(100 * easy, abs=6 * (easy == 0.6))
 
 
 def test_impossible_split_says_so():
     with pytest.raises(ValueError, match="different pool problems exist, not 700"):
-        TASKS["countdown"](numbers=2).split("pool", 700, 0)
+        Chain(horizon=4).split("pool", 700, 0)
 
 
 def test_demonstrations_earn_full_reward_and_random_play_is_legal(task):
     rng = np.random.default_rng(1)
-    for numbers in (2, 3, 4, 6):
-        some = TASKS["countdown"](numbers=numbers)
-        for _ in range(100):
+    for numbers, ops in itertools.product((3, 4, 6), ("plusminus", "all")):
+        some = TASKS["countdown"](numbers=numbers, ops=ops, easy=0.5)
+        for _ in range(50):
             problem, play = some.problem(rng), some.random_play(rng)
             assert some.reward(problem, "".join(problem.demo)) == some.best(problem) == 1.0
-            assert 10 <= problem.target <= 50 and all(0 < int(u.split("=")[1]) <= 50 for u in problem.demo + play.demo)
+            assert 1 <= problem.target <= 50 and all(0 < int(u.split("=")[1]) <= 50 for u in problem.demo + play.demo)
             result = int(play.demo[-1].split("=")[1])
             assert some.reward(Problem("", [], play.numbers, result), "".join(play.demo)) == 1.0
 
@@ -104,9 +98,9 @@ SMALL_REWARD = [
     "9/5=1\n7*3=21\n21*1=21",  # a division that is not exact
     "3/0=0\n7*9=63\n63+0=63",  # by zero
     "7//2=3\n9*5=45\n7-3=4".replace("//", "/"),
-    f"{'9' * 400}*5=45\n7-3=4\n45+4=49",
 ]
 NO_REWARD = [
+    f"{'9' * 400}*5=45\n7-3=4\n45+4=49",
     "",
     "9*5=45",
     "9*5=45\n7-3=4",

@@ -12,13 +12,12 @@ from test_nanouft import CFG, Keep, a_step, gradient, model, problems, some_rows
 
 from data import TASKS, Problem
 from model import GPT
-from nanouft import METHODS, Method, Rows, Step, grpo_advantages, loss_terms, train_step
-from notebooks import family
+from nanouft import METHODS, GivenAnswers, Method, Rows, Step, grpo_advantages, loss_sum, train_step
+from notebooks import compare, family
 from train import Config, exploration, run
 
-NAMES = (
-    "stage static dft dr_grpo dapo expert_iteration questa adaback bread ghpo superrl luffy prefix_rft chord".split()
-)
+NAMES = "stage static mix cosine dft dr_grpo dapo expert_iteration".split()
+NAMES += "questa adaback bread ghpo superrl luffy prefix_rft chord".split()
 
 
 def rows_with(rewards: list[list[float]]) -> Rows:
@@ -171,7 +170,7 @@ def test_dapo(task, model, problems):
     assert 24 < metrics["rollouts"] <= 96 and (metrics["rollouts"] == 96 or not alike.any())
     A = grpo_advantages(rewards).flatten()
     rows = replace(s.rows, weight=A[:, None] * s.rows.suffix)
-    loss = loss_terms(METHODS["rft"], s, rows)["loss"]
+    loss = loss_sum(METHODS["rft"], s, rows)
     expected = torch.autograd.grad(loss / s.rows.suffix[A != 0].sum(), model.parameters())
     expected = torch.cat([g.flatten() for g in expected])
     assert expected.norm() > 1e-3 and torch.allclose(ours, expected, atol=1e-6)
@@ -189,7 +188,8 @@ def test_dapo(task, model, problems):
     rows = replace(rows, logp=(rows.logp - np.log(1.25)) * rows.suffix, weight=1.0 * rows.suffix)
     for name, clip, clipped in (("rft", 0.2, True), ("dapo", 0.2, False), ("rft", 0.3, False)):
         s = a_step(model, task, problems, clip=clip)
-        assert loss_terms(METHODS[name], s, rows)["clip_ratio"] == rows.suffix.sum() * clipped
+        (slope,) = torch.autograd.grad(loss_sum(METHODS[name], s, rows), [model.norm.weight])
+        assert (slope.norm() == 0) == clipped
 
 
 def test_chord_weighs_what_is_half_known(task, model, problems):
@@ -217,7 +217,7 @@ def test_prefix_rft_touches_the_fifth_with_the_highest_entropy():
         [], torch.ones(3, 25, dtype=torch.long), hint, ~hint & False, torch.zeros(3, 25), *[torch.zeros(3)] * 2, None
     )
     rows.weight, model = 1.0 * hint, Free(logits)
-    loss_terms(METHODS["prefix_rft"], a_step(model, None, []), rows)["loss"].backward()
+    loss_sum(METHODS["prefix_rft"], a_step(model, None, []), rows).backward()
     touched = model.logits.grad.abs().sum(-1) > 0
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     for i, n in enumerate((2, 3, 1)):
@@ -247,7 +247,7 @@ def test_a_token_weighs_the_same_in_long_answers(task, name):
     logp = torch.full((4, 8), np.log(1 / 5))
     rows = Rows([], torch.ones(4, 8, dtype=torch.long), none, suffix, logp, *[torch.zeros(4)] * 2, None)
     rows.weight, model = A.view(-1, 1) * suffix, Free(torch.zeros(4, 8, 5))
-    loss_terms(METHODS[name], a_step(model, None, []), rows)["loss"].backward()
+    loss_sum(METHODS[name], a_step(model, None, []), rows).backward()
     assert torch.allclose(model.logits.grad[:, :7, 1], -0.8 * A.view(-1, 1) * suffix[:, 1:])
 
 
@@ -258,6 +258,16 @@ def test_hints_that_go_by_a_plan():
 
 
 SMALL = dict(demos=32, validation=8, test=8, problems=8, steps=4, eval_every=2, warmup=1, hint_steps=3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_explores_can_be_shown(task, model, problems, name):
+    """A method that draws more problems, or that remembers them; a look that changes what it remembers."""
+    memory = {"g": 1.0, "g_warmup": 1.0}
+    s = replace(a_step(model, task, problems, memory=memory), draw=None, problems=problems)
+    s.cfg = replace(s.cfg, method=name, steps=10, eval_every=5)
+    found = compare.watch("validation", s)
+    assert ("explored" in found) == (not isinstance(METHODS[name], GivenAnswers)) and len(memory) == 2
 
 
 @pytest.mark.parametrize("where", ["tree:horizon=4,fork=2", "countdown:numbers=3"])

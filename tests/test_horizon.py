@@ -62,7 +62,7 @@ def test_ufts_rollouts_grow_like_a_small_power_of_the_horizon():
 def test_annealed_hints_leave_a_policy_that_walks_alone():
     """Hints that never end, or that end before there is anything to go on from."""
     metrics = run(tree("uft", 4, 0, fork=1, steps=130, **SETTINGS | dict(until=2.0)))
-    given = np.diff([m["hint_tokens"] for m in metrics]) / 8  # of 4 units: the mean of a step's eight draws
+    given = 4 - np.diff([m["sampled_tokens"] for m in metrics]) / 256  # of 4 units: the mean of a step's eight draws
     expected = np.array([4 * anneal(t, 120, 0.05, 0.95) for t in range(130)])
     assert expected[119] < 0.25 and not given[120:].any()
     assert all(abs(given[i : i + 20].mean() - expected[i : i + 20].mean()) < 0.3 for i in range(0, 120, 20))

@@ -51,7 +51,7 @@ def test_weights_of_scored_answers_are_finite(loss):
 def at_limits(model: GPT, task, kind: str, **settings):
     """A step whose rows have full hints, no hints, mixed ones, or end with their first token."""
     problems, P = task.split("pool", 6, 0), 6
-    hints = {"full": np.full(P, 3), "none": np.zeros(P, int), "mixed": np.arange(P) % 4, "ended": np.zeros(P, int)}
+    hints = {"full": np.full(P, 4), "none": np.zeros(P, int), "mixed": np.arange(P) % 5, "ended": np.zeros(P, int)}
     each = [problem for problem in problems for _ in range(4)]
     rows = rollout(model, task, each, hints[kind].repeat(4), 1.0, torch.Generator().manual_seed(0))
     if kind == "ended":

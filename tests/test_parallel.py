@@ -29,7 +29,7 @@ def fixed():
     model = GPT(task.vocab, 1, 32, task.prompt_tokens + task.answer_tokens)
     model.init_weights(torch.Generator().manual_seed(0))
     problems = task.split("pool", 6, 0)
-    rows = some_rows(model, task, problems, np.arange(6) % 4)
+    rows = some_rows(model, task, problems, np.arange(6) % 5)
     A, c = torch.linspace(-1, 1, 24)[:, None], torch.linspace(0, 1, 24)[:, None]
     return task, model, problems, replace(rows, weight=A * rows.suffix + c * rows.hint)
 
@@ -88,14 +88,14 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         if work is nothing:
             assert len(alone) == len(first) == len(second) == 0
         else:
-            assert torch.equal(first, second) and alone.abs().max() > 0.01
+            assert torch.equal(first, second) and alone.abs().max() > 0.001
             assert torch.allclose(first, alone, atol=1e-6)
 
 
 def test_torchrun_trains_and_one_process_writes(tmp_path):
     """Processes that toss different coins, that draw the same problems, that drift apart, or that each write a folder;
     a memory of which only the first process's part is kept."""
-    sizes = "--task countdown:numbers=2,high=20 --base_steps 4 --layers 1 --width 16"
+    sizes = "--task countdown:numbers=3 --base_steps 4 --layers 1 --width 16"
     sizes += " --steps 12 --eval_every 6 --hint_steps 8 --warmup 3 --problems 5 --group 8"
     sizes += " --demos 99 --validation 4 --test 0"
     command = f"notebooks/family.py {sizes} --method sasr dapo adaback --out {tmp_path}/run --cache {tmp_path}"
@@ -104,7 +104,7 @@ def test_torchrun_trains_and_one_process_writes(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", *where.split(), *command.split()]
     done = subprocess.run(torchrun, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("--method adaback rft") == 1
+    assert done.stdout.count("adaback: ") == 1
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adaback", "dapo", "sasr"]
     for method in ("sasr", "dapo", "adaback"):
         metrics = [json.loads(x) for x in (tmp_path / "run" / method / "metrics.jsonl").read_text().splitlines()]
