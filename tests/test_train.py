@@ -23,7 +23,7 @@ from notebooks.lab import behaviour
 from train import Config, main, run
 
 ROOT = Path(__file__).parent.parent
-TINY = dict(task="countdown:numbers=3", layers=1, width=16, base_steps=8, problems=8, group=4, demos=64)
+TINY = dict(task="countdown:numbers=3,ops=all", layers=1, width=16, base_steps=8, problems=8, group=4, demos=64)
 TINY |= dict(validation=32, test=32, device="cpu", steps=10, eval_every=5, hint_steps=8, warmup=3)
 
 
