@@ -39,7 +39,7 @@ def show(task: Task, rows: Rows, everything: bool = True) -> str:
     lines = Counter()
     for i in sorted(shown, key=lambda i: (kinds[i][0], -rows.reward[i])):
         hint, suffix = (task.decode(rows.tokens[i, part[i]].tolist()) for part in (rows.hint, rows.suffix))
-        said = [f"[{unit}]" for unit in hint.split()] + [unit or "\\n" for unit in suffix.split("\n")]
+        said = [f"[{unit}]" for unit in hint.split()] + [unit or "\\n" for unit in suffix.split("\n") if suffix]
         said = "  ".join(said).replace("<end>", "")
         lines[f"  {rows.problems[i].prompt.strip():18s}  {said:36s}  reward {rows.reward[i]:.1f}"] += 1
     return "\n".join(line + f"  {n} times" * (n > 1) for line, n in lines.items())

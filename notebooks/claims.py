@@ -64,7 +64,7 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
 
 COMMAND = "`python notebooks/countdown.py {}`"
 NAMES = {"sft_rft": "SFT then RFT", "static": "static alternation", "mix": "a coin with SASR's share of SFT"}
-WHERE = {"hard": "no problem is easy", "easy": "every problem is easy"}
+WHERE = {"hard": "one minus never does", "easy": "one minus always does"}
 
 
 def named(arm: str) -> str:
