@@ -21,7 +21,7 @@ from train import Config, base_model, splits  # noqa: E402
 
 def boards(axes) -> None:
     """SFT, RFT and UFT on the same problem: what each token weighs. The seed is the first with which one of UFT's four
-    answers is right."""
+    answers is right, and RFT's earn the same: so it is with most."""
     cfg = Config(problems=1, group=4)
     task = make_task(cfg.task)
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
@@ -39,7 +39,10 @@ def boards(axes) -> None:
         rows.weight = methods[name].weigh(s, rows)
         return rows
 
-    seed = next(seed for seed in range(1000) if explored("uft", seed).solved.sum() == 1)
+    def telling(seed: int) -> bool:
+        return explored("uft", seed).solved.sum() == 1 and len(explored("rft", seed).reward.unique()) == 1
+
+    seed = next(seed for seed in range(1000) if telling(seed))
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         rows = explored(name, seed)
         rows = rows.take(torch.arange(1 if name == "sft" else 4))
