@@ -123,7 +123,7 @@ class Task:
 
 class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
-    equation a line. The target is never the sum of all numbers. Nor does any set of numbers stand in two splits.
+    equation a line. The target is never the sum of all numbers. No set of numbers stands in two splits.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
