@@ -123,7 +123,8 @@ class Task:
 
 class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
-    equation a line. The target is never the sum of all numbers. No set of numbers stands in two splits.
+    equation a line. Neither adding all numbers, nor subtracting one of them and adding the others, reaches the target:
+    these tricks would solve two thirds of all problems. No set of numbers stands in two splits.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -133,14 +134,13 @@ class Countdown(Task):
     UNSEEN = 7  # a number that training never gives
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
-    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50, easy: float = 0.0):
-        """So many numbers in 1..high; results up to `limit`. A problem is easy if subtracting one number from the sum
-        of the others solves it. `easy` is the share of such problems; left to random play it would be six in ten."""
-        if not (3 <= numbers <= 9 and 10 <= high <= limit and 0 <= easy <= 1 and ops in self.SIGNS):
-            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, 0 <= easy <= 1, a known ops")
+    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50):
+        """So many numbers in 1..high; results up to `limit`."""
+        if not (3 <= numbers <= 9 and 10 <= high <= limit and ops in self.SIGNS):
+            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, ops plusminus or all")
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])
         self.equation = re.compile(rf"(\d{{1,9}})([{re.escape(self.SIGNS[ops])}])(\d{{1,9}})=(\d{{1,9}})", re.ASCII)
-        self.numbers, self.signs, self.high, self.limit, self.easy = numbers, self.SIGNS[ops], high, limit, easy
+        self.numbers, self.signs, self.high, self.limit = numbers, self.SIGNS[ops], high, limit
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
         self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
 
@@ -150,15 +150,14 @@ class Countdown(Task):
 
     def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         """The target is what random play reaches, and this play the demonstration."""
-        easy = rng.random() < self.easy
         for _ in range(10_000):
             numbers = self.draw(rng)
             equations, target = self.play(numbers, rng)
-            excess, problem = sum(numbers) - target, self.put(numbers, target, equations)
-            # What is subtracted counts twice: it is missing, and taken away.
-            if target and excess and easy == (excess in [2 * n for n in numbers]) and self.place(problem) == split:
+            problem, excess = self.put(numbers, target, equations), sum(numbers) - target
+            # A number that is subtracted counts twice: it is missing, and taken away.
+            if target and excess not in [0, *(2 * n for n in numbers)] and self.place(problem) == split:
                 return problem
-        raise ValueError(f"countdown: random play finds no such problem for {split}: lower high, or change easy")
+        raise ValueError(f"countdown: random play finds no such problem for {split}: choose a lower high")
 
     def random_play(self, rng: np.random.Generator) -> Problem:
         """What a base model learns from: legal play, and a target that other play reached. The numbers are never those
@@ -237,7 +236,7 @@ class Tree(Task):
 
     WRONG, ends = 0.1, False
     settings = "validation=1,test=1,demos=8,problems=8,group=32,layers=1,width=32,steps=400,eval_every=10,"
-    settings += "hint_steps=240,warmup=30,hint_coef=0.1,entropy_coef=0.1"
+    settings += "hint_steps=240,warmup=30,lr=1e-3,hint_coef=0.1,entropy_coef=0.1"
 
     def __init__(self, horizon: int = 8, B: int = 4, fork: int = 0, seed: int = 0):
         if not (1 <= horizon <= 64 and 2 <= B <= 10 and 0 <= fork <= horizon):

@@ -41,9 +41,9 @@ What the papers say, and what is decided here:
  2. GRPO (2402.03300): the advantage is (r - mean) / std of the row's own group, the ratio is clipped, and KL is
     estimated as k3 (see loss_sum). The one Z replaces GRPO's mean over each answer's tokens. Its beta is our kl_coef.
  3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
-    g is the gradient's norm, before clipping, in the latest SFT step (in its first update, if it has several). g_warmup
-    is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g starts out as it.
-    (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
+    g is the gradient's norm, before it is clipped to 1, in the latest SFT step (in its first update, if it has
+    several). g_warmup is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g
+    starts out as it. (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
  5. hint_only is a control of ours.
@@ -128,7 +128,7 @@ def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Step:
-    """A step of training: all that a method may look at. Only the last three fields change while it goes on."""
+    """A step of training: all that a method may look at. Only the last four fields change while it goes on."""
 
     t: int  # steps before this one
     cfg: object  # train.Config
@@ -238,8 +238,8 @@ def loss_sum(method: Method, s: Step, rows: Rows) -> Tensor:
 
 
 def shared_once(rows: Rows, G: int) -> Tensor:
-    """(N, T) weights that have the same gradient, on fewer rows. Where a row's hint is, as a whole, that of its group's
-    first row, its log-probabilities there are the same, too: so that row takes over the weights of all of these."""
+    """(N, T) weights that have the same gradient, on fewer rows. Rows of a group that begin with the same hint have the
+    same log-probabilities on it. So the first row takes over the hint weights of all of them, and they keep none."""
     given, weight = (x.unflatten(0, (-1, G)) for x in (rows.tokens.where(rows.hint, -1), rows.weight))  # (P, G, T)
     shared = (given == given[:, :1]).all(2, keepdim=True) & (given >= 0)
     total, weight = weight.where(shared, 0.0).sum(1), weight.masked_fill(shared, 0.0)
@@ -399,9 +399,9 @@ def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> 
 
 
 def from_scores(loss: Callable) -> Callable:
-    """The column c for a loss on the implicit reward r_hat = beta log(pi(y|x) / base(y|x)). Where a reward r is to be
-    raised, and leaving the base costs beta * KL, the best policy is base * exp(r / beta), up to a factor for each
-    prompt. Solved for r that is r_hat, up to a constant for each prompt, which the paper sets to 0."""
+    """The column c for a loss on the implicit reward r_hat = beta log(pi(y|x) / base(y|x)). Where that comes from: the
+    policy with the highest E[r] - beta * KL(pi, base) is pi = base * exp(r / beta), up to a factor for each prompt.
+    Solve this for r: it is r_hat, up to a constant for each prompt, which the paper sets to 0."""
 
     @torch.no_grad()
     def c(s: Step, rows: Rows) -> Tensor:

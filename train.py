@@ -37,7 +37,7 @@ class Config:
     task: str = "countdown"  # the task; its own options follow its name, as in tree:horizon=8,fork=2
     method: str = "uft"  # the method; on the command line also several
     seed: int = 0  # drives everything: problems, weights, samples, hints, coins
-    steps: int = 600  # training steps; each draws its problems anew
+    steps: int = 500  # training steps; each draws its problems anew
     device: str = "auto"  # cpu or cuda; auto takes a GPU from a million parameters on
     out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
     cache: str = "out/base"  # folder of trained base models
@@ -47,11 +47,11 @@ class Config:
     test: int = 512  # problems of each test, read once, at the end; 0: no test
     layers: int = 2  # blocks
     width: int = 64  # of the model; a multiple of 16, the size of a head
-    base_steps: int = 800  # steps of base training, of 64 random plays each, where a task has such play
+    base_steps: int = 800  # steps of base training, of 64 random plays each; more make a stronger base
     # the step
     problems: int = 32  # problems a step
     group: int = 8  # rollouts a problem
-    lr: float = 1e-3  # AdamW's learning rate
+    lr: float = 5e-4  # AdamW's learning rate
     decay: float = 0.0  # AdamW's weight decay
     second_lr: float = 0.0  # the same after the warm-up of sft_rft, sft_una, sft_dpo; 0: as before
     reference: str = "base"  # what their KL and implicit reward compare with then: base, or sft: what the warm-up made
@@ -65,7 +65,7 @@ class Config:
     hint_steps: int = 240  # T_hint: no hints from this step on
     hint_low: float = 0.05  # p(t) just before that
     hint_high: float = 0.95  # p(t) at the start
-    warmup: int = 200  # supervised steps that sft_rft, sft_una, sasr and the like begin with
+    warmup: int = 100  # supervised steps that sft_rft, sft_una, sasr and the like begin with
     gamma: float = 1.0  # SASR: factor on the warm-up's gradient norm
     # given answers
     beta: float = 0.03  # scale of the implicit reward, beta log(pi / base)

@@ -23,7 +23,7 @@ class Chain(Task):
     """
 
     ends = False
-    settings = "validation=256,steps=400,eval_every=20,hint_steps=240,warmup=100,hint_coef=0.1"
+    settings = "validation=256,steps=400,eval_every=20,hint_steps=240,warmup=100,lr=1e-3,hint_coef=0.1"
 
     def __init__(self, horizon: int = 8, B: int = 4, free: int = 0):
         if not (1 <= horizon <= 64 and 2 <= B <= 10 and 0 <= free <= 1):

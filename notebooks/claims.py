@@ -19,7 +19,7 @@ from notebooks.lab import measured  # noqa: E402
 from notebooks.report import CORE, equations_table, methods_table  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
-LEVEL = -8.0  # how many points UFT may be below the better one where many problems are easy
+LEVEL = -8.0  # how many points UFT may be below the better one from a strong base
 
 
 class Claim(NamedTuple):
@@ -64,7 +64,7 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
 
 COMMAND = "`python notebooks/countdown.py {}`"
 NAMES = {"sft_rft": "SFT then RFT", "static": "static alternation", "mix": "a coin with SASR's share of SFT"}
-WHERE = {"hard": "one minus never does", "easy": "one minus always does"}
+WHERE = {"weak": "from a weak base", "strong": "from a strong base"}
 
 
 def named(arm: str) -> str:
@@ -85,7 +85,7 @@ def told(x: dict[Any, np.ndarray], *cells: Any) -> str:
 def on_worlds() -> Iterator[Claim]:
     found, command = countdown.worlds(), COMMAND.format("worlds")
     x, *_ = every = looks({cell: some for cell, some in found.items() if cell[1] != "base"})
-    seeds = len(x["hard", "uft"])
+    seeds = len(x["weak", "uft"])
 
     def above(claim: str, world: str, arm: str, *others: str, least: float = 0.0, front: bool = False) -> Claim:
         gaps = [y[world, arm] - np.max([y[world, other] for other in others], 0) for y in every]
@@ -93,16 +93,16 @@ def on_worlds() -> Iterator[Claim]:
         return Claim("UFT", f"{claim}: {WHERE[world]}", number, agreed(*gaps, least=least), seeds, command, front)
 
     for world, claim in {
-        "hard": "UFT is above the better of SFT and RFT",
-        "easy": f"UFT is at most {-LEVEL:.0f} points below the better of SFT and RFT",
+        "weak": "UFT is above the better of SFT and RFT",
+        "strong": f"UFT is at most {-LEVEL:.0f} points below the better of SFT and RFT",
     }.items():
-        yield above(claim, world, "uft", "sft", "rft", least=LEVEL * (world == "easy"), front=True)
-    yield above("SFT is above RFT", "hard", "sft", "rft", front=True)
-    yield above("RFT is above SFT", "easy", "rft", "sft", front=True)
-    for other in ("sft_rft", "r3") if ("hard", "r3") in x else ("sft_rft",):
+        yield above(claim, world, "uft", "sft", "rft", least=LEVEL * (world == "strong"), front=True)
+    yield above("SFT is above RFT", "weak", "sft", "rft", front=True)
+    yield above("RFT is above SFT", "strong", "rft", "sft", front=True)
+    for other in ("sft_rft", "r3") if ("weak", "r3") in x else ("sft_rft",):
         for world in WHERE:
             yield above(f"UFT is above {named(other)}", world, "uft", other, front=other == "sft_rft")
-    for other in ("sft", "rft", "sft_rft") if ("hard", "sasr") in x else ():
+    for other in ("sft", "rft", "sft_rft") if ("weak", "sasr") in x else ():
         for world in WHERE:
             claim = above(f"SASR is above {named(other)}", world, "sasr", other, front=other == "sft_rft")
             yield claim._replace(paper="SASR")
@@ -147,7 +147,7 @@ def on_longer() -> Iterator[Claim]:
         number += f"{uft[world, 'uft'][0]['step'][-1]}: {difference(ours - theirs)}"
         claim = f"(ours) With four times the steps {named(arm)} stays below UFT: {WHERE[world]}"
         holds = verdict(ours - theirs)
-        yield Claim("UFT", claim, number, holds, len(some), COMMAND.format("longer"), (world, arm) == ("hard", "rft"))
+        yield Claim("UFT", claim, number, holds, len(some), COMMAND.format("longer"), (world, arm) == ("weak", "rft"))
 
 
 def on_sizes() -> Iterator[Claim]:
@@ -253,18 +253,17 @@ def on_skills() -> Iterator[Claim]:
 def results_table() -> str:
     """All methods in both worlds; and what they took on the cores that they were measured with."""
     shares = "test_chosen test unseen pool pass@1_test pass@8_test legal".split()
-    head = ["problems", "method", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
+    head = ["base", "method", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
     head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
-    rows = []
-    for world, task in countdown.WORLDS.items():
+    rows = [["", "(best fixed formula)", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
+    for world in countdown.WORLDS:
         found = {arm: some for (w, arm), some in countdown.worlds().items() if w == world}
-        rows += [[WHERE[world], "(best fixed formula)", *[f"{100 * countdown.best_formula(task):.1f}"] * 2, *[""] * 9]]
         for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
             cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
             speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / max(cost["seconds"], 1)
             costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
             costs = [""] * 4 if arm == "base" else costs
-            rows += [["", f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
+            rows += [[world, f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
     return markdown(head, rows)
 
 

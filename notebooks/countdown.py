@@ -20,23 +20,23 @@ from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
-WORLDS = {"hard": "countdown", "easy": "countdown:easy=1"}  # no problem is easy, or all are
+WORLDS = {"weak": 350, "strong": 800}  # steps of base training; all else is the same
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 FEW_ARMS = ["sft", "rft", "sft_rft", "uft"]
-RATES = (3e-4, 1e-3, 2e-3, 4e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 OTHERS = {  # what else is tried, at an arm's best rate: two cells each
-    "sft": [("decay", 0.1), ("problems", 128)],
-    "sasr": [("gamma", 3.0), ("warmup", 100)],
-    "r3": [("entropy_coef", 0.01), ("group", 16)],
-    "rft": [("entropy_coef", 0.01), ("group", 16)],
-    "sft_rft": [("warmup", 100), ("second_lr", 3e-4)],
-    "uft": [("hint_coef", 0.1), ("hint_steps", 360)],
+    "sft": [dict(decay=0.1), dict(problems=128)],
+    "sasr": [dict(gamma=3.0), dict(warmup=200)],
+    "r3": [dict(entropy_coef=0.01), dict(kl_coef=0.03)],
+    "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03)],
+    "sft_rft": [dict(warmup=200), dict(second_lr=5e-4)],
+    "uft": [dict(hint_coef=0.1), dict(hint_steps=160)],
 }
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
-EASY = (0.0, 0.25, 0.5, 0.75, 1.0)  # the dial: the share of easy problems
+DIAL = (250, 300, 350, 400, 500, 800)  # steps of base training
 TUNED = False  # until the grid is run all arms have train.py's defaults
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
-SEEDS, FEW, TWO = range(1, 2), range(3), range(2)  # until then SEEDS is a single one
+SEEDS, FEW, TWO = range(1), range(3), range(2)  # until then SEEDS is a single one
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -56,10 +56,10 @@ def by_the_rules(task, rows) -> float:
 
 
 @cache
-def best_formula(task: str, name: str = "test", size: int = Config.test) -> float:
+def best_formula(name: str = "test", size: int = Config.test) -> float:
     """The share of a split that the best fixed formula solves: one order (as given, rising, falling) and one row of
     signs for all problems. Who is not well above it has learnt a trick."""
-    problems: list[Problem] = make_task(task).split(name, size, 0)
+    problems: list[Problem] = make_task("countdown").split(name, size, 0)
     targets = np.array([p.target for p in problems])
     signs = np.array([*itertools.product([1, -1], repeat=len(problems[0].numbers))])  # (formulas, numbers)
     orders = [lambda x: x, sorted, lambda x: sorted(x, reverse=True)]
@@ -103,7 +103,7 @@ def several(
 ) -> dict[Any, list[dict]]:
     """{label: a result for each seed}, for {label: settings}. What several experiments ask for is run once."""
     seeds, small = (seeds[:2], TINY) if quick else (seeds, {})
-    runs = [Config(seed=seed, **common | small | cell) for seed in seeds for cell in cells.values()]
+    runs = [Config(seed=seed, **common | cell | small) for seed in seeds for cell in cells.values()]
     results = iter(measured(name, runs, points=True, quick=quick, work=brief))
     found = [dict(zip(cells, results, strict=False)) for _ in seeds]
     return {label: [one[label] for one in found] for label in cells}
@@ -114,22 +114,27 @@ def steady(result: dict) -> float:
     return float(np.convolve(result["accuracy"], np.ones(3) / 3, "valid").max())
 
 
+def said(settings: dict) -> str:
+    return ", ".join(f"{name} {x:g}" for name, x in settings.items())
+
+
 @cache
 def grid(world: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the hard
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the weak
     world, with the best of them, what else an arm has."""
     found: dict[str, dict] = {arm: {} for arm in ARMS}
-    start = tuned("hard") if world != "hard" else dict.fromkeys(ARMS, {})
-    common = dict(task=WORLDS[world], test=0, name="countdown_grid", quick=False)
+    start = tuned("weak") if world != "weak" else dict.fromkeys(ARMS, {})
+    common = dict(base_steps=WORLDS[world], test=0, name="countdown_grid", quick=False)
 
     def try_out(cells: dict[tuple[str, str], dict]) -> None:
         runs = {(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}
         for (arm, what), results in several(runs, GRID_SEEDS, **common).items():
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
-    try_out({(arm, f"lr {lr:g}"): start[arm] | dict(lr=lr) for lr in RATES for arm in ARMS})
-    if world == "hard":
-        try_out({(arm, f"{n} {x:g}"): chosen(found[arm]) | {n: x} for arm in ARMS for n, x in OTHERS[arm]})
+    try_out({(arm, said(dict(lr=lr))): start[arm] | dict(lr=lr) for lr in RATES for arm in ARMS})
+    if world == "weak":
+        best = {arm: chosen(cells) for arm, cells in found.items()}
+        try_out({(arm, said(cell)): best[arm] | cell for arm in ARMS for cell in OTHERS[arm]})
     return found
 
 
@@ -141,7 +146,7 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 
 @cache
-def tuned(world: str = "hard") -> dict[str, dict]:
+def tuned(world: str = "weak") -> dict[str, dict]:
     return {arm: chosen(cells) for arm, cells in grid(world).items()} if TUNED else dict.fromkeys(ARMS, {})
 
 
@@ -149,30 +154,31 @@ def tuned(world: str = "hard") -> dict[str, dict]:
 def worlds() -> dict[tuple[str, str], list[dict]]:
     """Every arm in both worlds, and the base: what all begin with."""
     arms = ARMS if TUNED else FEW_ARMS
-    cells = {(w, arm): dict(task=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
-    return several(cells | {(w, "base"): dict(task=WORLDS[w], steps=0) for w in WORLDS}, SEEDS)
+    cells = {(w, arm): dict(base_steps=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
+    return several(cells | {(w, "base"): dict(base_steps=WORLDS[w], steps=0) for w in WORLDS}, SEEDS)
 
 
 @cache
 def dial() -> dict[tuple[float, str], list[dict]]:
-    """The share of easy problems from none to all, with the settings of the hard world."""
+    """From a weak base to a strong one, with the settings of the weak one."""
     cells = {}
-    for easy, arm in itertools.product(EASY, ["rft", "sft_rft", "uft"]):
-        task = WORLDS["hard"] if easy == 0 else f"countdown:easy={easy:g}"
-        cells[easy, arm] = dict(task=task, method=arm) | tuned()[arm]
+    for n in DIAL:
+        cells[n, "base"] = dict(base_steps=n, steps=0)
+        cells |= {(n, arm): dict(base_steps=n, method=arm) | tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
     return several(cells, FEW)
 
 
 @cache
 def longer() -> dict[tuple[str, str], list[dict]]:
     """Do the others catch up? Four times the steps."""
-    cells = {(w, arm): dict(task=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in ("rft", "sft_rft")}
+    arms = ("rft", "sft_rft")
+    cells = {(w, arm): dict(base_steps=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
     return several(cells, TWO, steps=4 * Config.steps)
 
 
 @cache
 def sizes() -> dict[tuple[str, str], list[dict]]:
-    """Three sizes of the model, in the hard world, with the settings of the middle one."""
+    """Three sizes of the model, in the weak world, with the settings of the middle one."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned()[arm] for size in SIZES for arm in FEW_ARMS}
     return several(cells, FEW)
 
@@ -193,7 +199,7 @@ def switches() -> dict[str, list[dict]]:
 def hints() -> dict[str, list[dict]]:
     """UFT with one thing changed: what hints weigh, how they end, how long they last."""
     cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
-    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (120, 240, 600)}
+    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (80, 160, 240, 320)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     found = several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
     return several({"uft": dict(method="uft") | tuned()["uft"]}, FEW) | found

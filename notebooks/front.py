@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import make_task  # noqa: E402
 from nanouft import METHODS, Step  # noqa: E402
 from notebooks import claims, countdown, horizon  # noqa: E402
-from notebooks.report import COLORS, board, weight_color  # noqa: E402
+from notebooks.report import COLORS, weighed  # noqa: E402
 from train import Config, base_model, splits  # noqa: E402
 
 
@@ -26,7 +26,7 @@ def boards(axes) -> None:
     task = make_task(cfg.task)
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
     titles = {
-        "sft": "SFT: the demonstration, copied",
+        "sft": "SFT: the demonstration, copied (by all four rows)",
         "rft": "RFT: four tries, equal rewards, so nothing to learn from",
         "uft": "UFT: four tries from a hint; what ends well is pushed up, the rest down, and the hint up a little",
     }
@@ -45,14 +45,7 @@ def boards(axes) -> None:
     seed = next(seed for seed in range(1000) if telling(seed))
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         rows = explored(name, seed)
-        rows = rows.take(torch.arange(1 if name == "sft" else 4))
-
-        def beside(i: int, rows=rows) -> str:
-            A = rows.weight[i][rows.suffix[i]]
-            return f"reward {rows.reward[i]:.1f}, A {A[0]:+.2f}" if len(A) else "x 4"
-
-        board(axis, task, rows, lambda i, t, rows=rows: weight_color(rows.weight[i, t]), beside)
-        axis.set_title(title, loc="left", fontsize=10)
+        weighed(axis, task, rows.take(torch.arange(1 if name == "sft" else 4)), title)
     *numbers, target = problem.prompt.replace("->", "").split()
     axes[0].figure.suptitle(f"reach {target} from {', '.join(numbers)}, each used once", x=0.01, ha="left")
 
@@ -65,9 +58,9 @@ def curves(axis, world: str) -> None:
         steps = found[world, arm][0]["step"]
         axis.plot(steps, accuracy.mean(0), color=COLORS[arm], label=arm)
         axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=COLORS[arm], alpha=0.12, lw=0)
-    formula = countdown.best_formula(countdown.WORLDS[world], "validation")
+    formula = countdown.best_formula("validation")
     axis.axhline(100 * formula, color="k", ls=":", lw=1, label="best fixed formula")
-    axis.set(title=f"countdown: {claims.WHERE[world]}", xlabel="step", ylim=(0, 90))
+    axis.set(title=f"countdown, {claims.WHERE[world]}", xlabel="step", ylim=(0, 90))
 
 
 def rollouts(axis) -> None:
@@ -95,8 +88,8 @@ def main() -> None:
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     boards(above.subplots(3, 1, height_ratios=[1, 4, 4]))
     left, middle, right = below.subplots(1, 3)
-    curves(left, "hard")
-    curves(middle, "easy")
+    curves(left, "weak")
+    curves(middle, "strong")
     left.set(ylabel="% of validation problems solved, no hints")
     left.legend(frameon=False, fontsize=9)
     rollouts(right)

@@ -36,7 +36,7 @@ class Skills(Task):
     """
 
     form = r"[AB]\d{6}"
-    settings = "demos=8192,layers=3,group=4,steps=1000,warmup=500,hint_coef=0.1,beta=0.1,base_steps=600"
+    settings = "demos=8192,layers=3,group=4,steps=1000,warmup=500,lr=1e-3,hint_coef=0.1,beta=0.1,base_steps=600"
 
     def __init__(self):
         super().__init__([*"0123456789", "A", "B", "\n"])

@@ -160,6 +160,17 @@ def board(axis, task: Task, rows: Rows, color: Callable, beside: Callable, title
     axis.axis("off")
 
 
+def weighed(axis, task: Task, rows: Rows, title: str, scale: float = 1.0) -> None:
+    """The board, coloured by what each token weighs; beside a row its reward and A, the weight of what it sampled."""
+
+    def beside(i: int) -> str:
+        A = rows.weight[i][rows.suffix[i]]
+        return f"reward {rows.reward[i]:.1f}" + (f", A {A[0]:+.2f}" if len(A) else "")
+
+    board(axis, task, rows, lambda i, t: weight_color(rows.weight[i, t] / scale), beside)
+    axis.set_title(title, loc="left", fontsize=10)
+
+
 def report(folder: Path, names: list[str] | None = None) -> str:
     """Of the runs in a folder: the table, and their curves as a picture."""
     names = names or sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))

@@ -25,7 +25,7 @@ OPERATIONS = {
     "/": lambda a, b: a / b if b else None,
 }
 
-COUNTDOWNS = {n: TASKS["countdown"](numbers=n, ops="all", high=25, limit=100, easy=0.5) for n in (3, 4, 6)}
+COUNTDOWNS = {n: TASKS["countdown"](numbers=n, ops="all", high=25, limit=100) for n in (3, 4, 6)}
 WALKS = [TASKS["tree"](5, 3, 2), TASKS["tree"](4, 4, 0), Chain(5, 3), Chain(4, 2, 1)]
 SKILLS = Skills()
 

@@ -72,9 +72,10 @@ class Keep:
 
 
 def gradient(method: Method, model: GPT, task, problems, **more) -> torch.Tensor:
+    """As it was before clipping."""
     keep = Keep(model)
-    train_step(method, a_step(model, task, problems, **{"base": copy.deepcopy(model)} | more), [keep])
-    return keep.gradient
+    done = train_step(method, a_step(model, task, problems, **{"base": copy.deepcopy(model)} | more), [keep])
+    return keep.gradient * max(1, done["grad_norm"])
 
 
 def some_rows(model: GPT, task, problems, hints) -> Rows:
