@@ -28,9 +28,9 @@ MAIN_JOB = ("sft", "rft", "sft_rft", "uft")
 
 def watch(name: str, s: Step) -> dict:
     """At the start, after a third, two thirds and at the end: what the method explores on two validation problems."""
-    found, every = lab.behaviour(name, s), s.cfg.eval_every * max(1, s.cfg.steps // s.cfg.eval_every // 3)
+    found, third = lab.behaviour(name, s), s.cfg.eval_every * max(1, s.cfg.steps // s.cfg.eval_every // 3)
     method, two = METHODS[s.cfg.method], s.problems[:2]
-    if name == "validation" and (s.t % every == 0 or s.t == s.cfg.steps) and not isinstance(method, GivenAnswers):
+    if name == "validation" and s.t in (0, third, 2 * third, s.cfg.steps) and not isinstance(method, GivenAnswers):
         few = replace(s, problems=two, explored=[], draw=lambda _: two, memory=copy.deepcopy(s.memory))
         rows = method.explore(few)
         some = [i * s.cfg.group + j for i in range(len(rows.tokens) // s.cfg.group) for j in range(min(2, s.cfg.group))]
