@@ -39,9 +39,9 @@ def compared(found, wanted, what: str, rounding: float = 0.01) -> str:
 
 def small_step(seed: int, t: int = 0, **settings) -> Step:
     """A step on trees, with an untrained model: small, but with everything that a column of the table may look at."""
-    torch.manual_seed(seed)
     cfg, task = Config(problems=3, group=4, **settings), make_task("tree:horizon=5", seed)
     model = GPT(task.vocab, 1, 16, 6, writable=task.writable)
+    model.init_weights(torch.Generator().manual_seed(seed))
     problem = task.split("pool", 1, 0)[0]
     problems = [replace(problem, demo=problem.demo[:n]) for n in (5, 3, 2)]
     return Step(t, cfg, task, model, model, lambda _: problems, np.random.default_rng(seed), problems=problems)
@@ -126,7 +126,7 @@ def noticed(objective: Callable, test: str) -> str:
     s = small_step(1)
     rows = METHODS["uft"].explore(replace(s, cfg=replace(s.cfg, hint_steps=10**6)))
     rows.weight = METHODS["uft"].weigh(s, rows)
-    logp = (-torch.rand(rows.tokens.shape)).requires_grad_()
+    logp = (-torch.rand(rows.tokens.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
 
     def gradient(objective: Callable) -> torch.Tensor:
         return torch.autograd.grad(objective(METHODS["uft"], s, rows, logp, logp).sum(), logp)[0]
