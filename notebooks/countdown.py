@@ -180,13 +180,13 @@ def longer() -> dict[tuple[str, str], list[dict]]:
 def sizes() -> dict[tuple[str, str], list[dict]]:
     """Three sizes of the model, in the weak world, with the settings of the middle one."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned()[arm] for size in SIZES for arm in FEW_ARMS}
-    return several(cells, FEW)
+    return several(cells, FEW, base_steps=WORLDS["weak"])
 
 
 @cache
 def switches() -> dict[str, list[dict]]:
-    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
-    settings = tuned()["sasr"]
+    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Weak world."""
+    settings = dict(base_steps=WORLDS["weak"]) | tuned()["sasr"]
     sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS)["sasr"]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
@@ -197,12 +197,11 @@ def switches() -> dict[str, list[dict]]:
 
 @cache
 def hints() -> dict[str, list[dict]]:
-    """UFT with one thing changed: what hints weigh, how they end, how long they last."""
-    cells = {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
-    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (80, 160, 240, 320)}
+    """UFT in the weak world with one thing changed: what hints weigh, how they end, how long they last."""
+    cells = {"uft": {}} | {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
+    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (80, 160, 320)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
-    found = several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, method="uft")
-    return several({"uft": dict(method="uft") | tuned()["uft"]}, FEW) | found
+    return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, base_steps=WORLDS["weak"])
 
 
 EXPERIMENTS = {f.__name__: f for f in (worlds, dial, longer, sizes, switches, hints)}  # by their importance
