@@ -64,7 +64,7 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
 
 COMMAND = "`python notebooks/countdown.py {}`"
 NAMES = {"sft_rft": "SFT then RFT", "static": "static alternation", "mix": "a coin with SASR's share of SFT"}
-WHERE = {"weak": "from a weak base", "strong": "from a strong base"}
+WHERE = {"strong": "from a strong base", "weak": "from a weak base"}
 
 
 def named(arm: str) -> str:
@@ -85,33 +85,32 @@ def told(x: dict[Any, np.ndarray], *cells: Any) -> str:
 def on_worlds() -> Iterator[Claim]:
     found, command = countdown.worlds(), COMMAND.format("worlds")
     x, *_ = every = looks({cell: some for cell, some in found.items() if cell[1] != "base"})
-    seeds = len(x["weak", "uft"])
 
     def above(claim: str, world: str, arm: str, *others: str, least: float = 0.0, front: bool = False) -> Claim:
         gaps = [y[world, arm] - np.max([y[world, other] for other in others], 0) for y in every]
         number = told(x, (world, arm), *((world, other) for other in others))
-        return Claim("UFT", f"{claim}: {WHERE[world]}", number, agreed(*gaps, least=least), seeds, command, front)
+        holds = agreed(*gaps, least=least)
+        return Claim("UFT", f"{claim}: {WHERE[world]}", number, holds, len(gaps[0]), command, front)
 
-    for world, claim in {
-        "weak": "UFT is above the better of SFT and RFT",
-        "strong": f"UFT is at most {-LEVEL:.0f} points below the better of SFT and RFT",
-    }.items():
-        yield above(claim, world, "uft", "sft", "rft", least=LEVEL * (world == "strong"), front=True)
-    yield above("SFT is above RFT", "weak", "sft", "rft", front=True)
-    yield above("RFT is above SFT", "strong", "rft", "sft", front=True)
-    for other in ("sft_rft", "r3") if ("weak", "r3") in x else ("sft_rft",):
-        for world in WHERE:
+    for world in countdown.TUNED:
+        if world == "weak":
+            yield above("UFT is above the better of SFT and RFT", world, "uft", "sft", "rft", front=True)
+            yield above("SFT is above RFT", world, "sft", "rft", front=True)
+        else:
+            yield above("RFT is above SFT", world, "rft", "sft", front=True)
+            claim = f"UFT is at most {-LEVEL:.0f} points below RFT"
+            yield above(claim, world, "uft", "rft", least=LEVEL, front=True)
+        for other in ("sft_rft", "r3") if (world, "r3") in x else ("sft_rft",):
             yield above(f"UFT is above {named(other)}", world, "uft", other, front=other == "sft_rft")
-    for other in ("sft", "rft", "sft_rft") if ("weak", "sasr") in x else ():
-        for world in WHERE:
+        for other in ("sft", "rft", "sft_rft") if (world, "sasr") in x else ():
             claim = above(f"SASR is above {named(other)}", world, "sasr", other, front=other == "sft_rft")
             yield claim._replace(paper="SASR")
-    for world in WHERE:
         some = [found[world, arm] for arm in ("uft", "rft")]
         early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in runs]) for runs in some]
         number = "steps 1 to 100: UFT {} % right, RFT {}".format(*map(spread, early))
         claim = "UFT explores with more success from the first step on, hints included (figure 6)"
-        yield Claim("UFT", f"{claim}: {WHERE[world]}", number, verdict(early[0] - early[1]), seeds, command)
+        gaps = early[0] - early[1]
+        yield Claim("UFT", f"{claim}: {WHERE[world]}", number, verdict(gaps), len(gaps), command)
 
 
 def on_generalisation() -> Iterator[Claim]:
@@ -121,7 +120,7 @@ def on_generalisation() -> Iterator[Claim]:
     def gain(world: str, arm: str, where: str) -> np.ndarray:
         return points(found[world, arm], where) - points(found[world, "base"], where)
 
-    for world in WHERE:
+    for world in countdown.TUNED:
         for arm in ("rft", "uft"):
             lost = {a: gain(world, a, "pool") - gain(world, a, "test") for a in (arm, "sft")}
             claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
@@ -129,7 +128,7 @@ def on_generalisation() -> Iterator[Claim]:
             yield Claim(
                 "UFT", f"{claim}: {WHERE[world]}", f"points: {difference(gaps)}", verdict(gaps), len(gaps), command
             )
-    for world in WHERE:
+    for world in countdown.TUNED:
         for arm in ("sft", "rft", "uft"):
             here, there = gain(world, arm, "test"), gain(world, arm, "unseen")
             claim = f"{arm.upper()} generalises: to an unseen number it carries four fifths of its gain"
@@ -155,7 +154,7 @@ def on_sizes() -> Iterator[Claim]:
     for other in ("sft", "rft", "sft_rft"):
         for size in countdown.SIZES:
             gaps = [y[size, "uft"] - y[size, other] for y in every]
-            claim = f"UFT is above {named(other)}, where {WHERE['hard']}: {size} parameters"
+            claim = f"UFT is above {named(other)}: {size} parameters"
             number = told(x, (size, "uft"), (size, other))
             yield Claim("UFT", claim, number, agreed(*gaps), len(gaps[0]), COMMAND.format("sizes"))
 

@@ -20,23 +20,26 @@ from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
-WORLDS = {"weak": 350, "strong": 800}  # steps of base training; all else is the same
+WORLDS = {  # how long the base is trained, and how long all methods then are
+    "strong": dict(base_steps=800),
+    "weak": dict(base_steps=350),
+}
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 FEW_ARMS = ["sft", "rft", "sft_rft", "uft"]
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
-OTHERS = {  # what else is tried, at an arm's best rate: two cells each
-    "sft": [dict(decay=0.1), dict(problems=128)],
-    "sasr": [dict(gamma=3.0), dict(warmup=200)],
-    "r3": [dict(entropy_coef=0.01), dict(kl_coef=0.03)],
-    "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03)],
-    "sft_rft": [dict(warmup=200), dict(second_lr=5e-4)],
-    "uft": [dict(hint_coef=0.1), dict(hint_steps=160)],
+OTHERS = {  # what else is tried, at an arm's best rate: three cells each
+    "sft": [dict(decay=0.1), dict(decay=1.0), dict(problems=128)],
+    "sasr": [dict(gamma=3.0), dict(warmup=200), dict(kl_coef=0.03)],
+    "r3": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
+    "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
+    "sft_rft": [dict(warmup=200), dict(second_lr=5e-4), dict(kl_coef=0.03)],
+    "uft": [dict(hint_coef=0.1), dict(hint_steps=160), dict(kl_coef=0.03)],
 }
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
 DIAL = (250, 300, 350, 400, 500, 800)  # steps of base training
-TUNED = False  # until the grid is run all arms have train.py's defaults
+TUNED = ()  # worlds that are shown as tuned, with five seeds; the others have train.py's defaults, and one seed
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
-SEEDS, FEW, TWO = range(1), range(3), range(2)  # until then SEEDS is a single one
+SEEDS, FEW, TWO = {w: range(5 if w in TUNED else 1) for w in WORLDS}, range(3), range(2)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -120,19 +123,19 @@ def said(settings: dict) -> str:
 
 @cache
 def grid(world: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
-    """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the weak
+    """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the strong
     world, with the best of them, what else an arm has."""
     found: dict[str, dict] = {arm: {} for arm in ARMS}
-    start = tuned("weak") if world != "weak" else dict.fromkeys(ARMS, {})
-    common = dict(base_steps=WORLDS[world], test=0, name="countdown_grid", quick=False)
+    start = dict.fromkeys(ARMS, {}) if world == "strong" else tuned("strong")
+    common = dict(test=0, name="countdown_grid", quick=False)
 
     def try_out(cells: dict[tuple[str, str], dict]) -> None:
-        runs = {(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}
+        runs = {(arm, what): dict(method=arm) | cell | WORLDS[world] for (arm, what), cell in cells.items()}
         for (arm, what), results in several(runs, GRID_SEEDS, **common).items():
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
     try_out({(arm, said(dict(lr=lr))): start[arm] | dict(lr=lr) for lr in RATES for arm in ARMS})
-    if world == "weak":
+    if world == "strong":
         best = {arm: chosen(cells) for arm, cells in found.items()}
         try_out({(arm, said(cell)): best[arm] | cell for arm in ARMS for cell in OTHERS[arm]})
     return found
@@ -146,21 +149,27 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 
 @cache
-def tuned(world: str = "weak") -> dict[str, dict]:
-    return {arm: chosen(cells) for arm, cells in grid(world).items()} if TUNED else dict.fromkeys(ARMS, {})
+def tuned(world: str = "strong") -> dict[str, dict]:
+    return {arm: chosen(cells) for arm, cells in grid(world).items()} if world in TUNED else dict.fromkeys(ARMS, {})
+
+
+def arm_in(world: str, arm: str) -> dict:
+    return dict(method=arm) | tuned(world)[arm] | WORLDS[world]
 
 
 @cache
 def worlds() -> dict[tuple[str, str], list[dict]]:
     """Every arm in both worlds, and the base: what all begin with."""
-    arms = ARMS if TUNED else FEW_ARMS
-    cells = {(w, arm): dict(base_steps=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
-    return several(cells | {(w, "base"): dict(base_steps=WORLDS[w], steps=0) for w in WORLDS}, SEEDS)
+    found = {}
+    for w in WORLDS:
+        cells = {(w, arm): arm_in(w, arm) for arm in (ARMS if w in TUNED else FEW_ARMS)}
+        found |= several(cells | {(w, "base"): WORLDS[w] | dict(steps=0)}, SEEDS[w])
+    return found
 
 
 @cache
 def dial() -> dict[tuple[float, str], list[dict]]:
-    """From a weak base to a strong one, with the settings of the weak one."""
+    """From a weak base to a strong one, with the settings of the strong one."""
     cells = {}
     for n in DIAL:
         cells[n, "base"] = dict(base_steps=n, steps=0)
@@ -171,37 +180,38 @@ def dial() -> dict[tuple[float, str], list[dict]]:
 @cache
 def longer() -> dict[tuple[str, str], list[dict]]:
     """Do the others catch up? Four times the steps."""
-    arms = ("rft", "sft_rft")
-    cells = {(w, arm): dict(base_steps=WORLDS[w], method=arm) | tuned(w)[arm] for w in WORLDS for arm in arms}
-    return several(cells, TWO, steps=4 * Config.steps)
+    cells = {(w, arm): arm_in(w, arm) for w in WORLDS for arm in ("rft", "sft_rft")}
+    for cell in cells.values():
+        cell["steps"] = 4 * cell.get("steps", Config.steps)
+    return several(cells, TWO)
 
 
 @cache
 def sizes() -> dict[tuple[str, str], list[dict]]:
-    """Three sizes of the model, in the weak world, with the settings of the middle one."""
+    """Three sizes of the model, in the strong world, with the settings of the middle one."""
     cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned()[arm] for size in SIZES for arm in FEW_ARMS}
-    return several(cells, FEW, base_steps=WORLDS["weak"])
+    return several(cells, FEW)
 
 
 @cache
 def switches() -> dict[str, list[dict]]:
-    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Weak world."""
-    settings = dict(base_steps=WORLDS["weak"]) | tuned()["sasr"]
-    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS)["sasr"]
+    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Strong world."""
+    settings = tuned()["sasr"]
+    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS["strong"])["sasr"]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
     cells = {"static": dict(method="static"), "mix": dict(method="mix", share=round(share, 2))}
     kept = {name: x for name, x in settings.items() if name != "gamma"}
-    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS)
+    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS["strong"])
 
 
 @cache
 def hints() -> dict[str, list[dict]]:
-    """UFT in the weak world with one thing changed: what hints weigh, how they end, how long they last."""
+    """UFT in the strong world with one thing changed: what hints weigh, how they end, how long they last."""
     cells = {"uft": {}} | {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
     cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (80, 160, 320)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
-    return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW, base_steps=WORLDS["weak"])
+    return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW)
 
 
 EXPERIMENTS = {f.__name__: f for f in (worlds, dial, longer, sizes, switches, hints)}  # by their importance
@@ -218,7 +228,7 @@ def print_grid(world: str) -> None:
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(EXPERIMENTS):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    for world in WORLDS if TUNED else ():
+    for world in TUNED or ["strong"]:
         print_grid(world)
     for name in names or EXPERIMENTS:
         EXPERIMENTS[name]()
