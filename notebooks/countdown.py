@@ -20,10 +20,7 @@ from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
-WORLDS = {  # how long the base is trained, and how long all methods then are
-    "strong": dict(base_steps=800),
-    "weak": dict(base_steps=350),
-}
+WORLDS = {"strong": dict(base_steps=800), "weak": dict(base_steps=350)}  # what differs: how long the base is trained
 ARMS = ["sft", "sasr", "r3", "rft", "sft_rft", "uft"]
 FEW_ARMS = ["sft", "rft", "sft_rft", "uft"]
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
