@@ -69,7 +69,7 @@ from model import GPT, pad_rows, sample
 class Rows:
     """N rows of T tokens. The G rows of a group stand side by side.
 
-    tokens   5 2 1 -> 4 \\n 5 - 2 = 3 \\n 3 + 1 = 4 <end> <pad> <pad>
+    tokens   5 2 1 -> 4 \\n 5 - 2 = 3 \\n 3 + 1 = 4 <end> <pad> <pad>      (blanks, tokens too, are left out)
     hint                    x x x x x x                                    given
     suffix                              x x x x x x                        sampled; so is <end>: to stop is a choice
     weight   0 0 0 0  0  0  c c c c c c A A A A A A      0     0           how hard each token is pushed
@@ -183,7 +183,7 @@ class Method:
 
     def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
         """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
-        of weight * logp: ratios are 1, and grad ratio = grad log pi. (entropy is for methods that weigh tokens by it.)
+        of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (Some methods weigh tokens by entropy.)
 
         Clipping acts from the second update on, where a token has moved far enough (low, high = 0.8, 1.2):
             A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up
@@ -251,7 +251,7 @@ def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
     """One optimizer step. Rows without any weight are left out: they cost time and change nothing."""
     cfg, Z = s.cfg, s.cfg.problems * s.cfg.group * s.task.answer_tokens
     rows = replace(s.rows, weight=shared_once(s.rows, cfg.group))
-    weighs = (rows.weight != 0) | rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef)
+    weighs = (rows.weight != 0) | (rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef))
     useful = weighs.any(1).nonzero()[:, 0]
     totals = {"demo_tokens": (weighs & rows.hint).sum(), "loss": torch.zeros_like(rows.weight[0, 0])}
     s.model.zero_grad()
@@ -309,7 +309,8 @@ def uniform(s: Step) -> np.ndarray:
 
 
 def anneal(t: int, T_hint: int, low: float, high: float) -> float:
-    """UFT's p(t), the chance of each unit to be given: from `high` down a cosine to `low`, and 0 from T_hint on.
+    """UFT's p(t): l is how many of L coins show heads, each with this chance. It falls from nearly `high` down a
+    cosine, is `low` in the last step that has hints, and 0 from T_hint on.
 
     >>> [round(float(anneal(t, 4, 0.05, 0.95)), 2) for t in range(6)]
     [0.82, 0.5, 0.18, 0.05, 0.0, 0.0]
@@ -401,7 +402,8 @@ def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> 
 def from_scores(loss: Callable) -> Callable:
     """The column c for a loss on the implicit reward r_hat = beta log(pi(y|x) / base(y|x)). Where that comes from: the
     policy with the highest E[r] - beta * KL(pi, base) is pi = base * exp(r / beta), up to a factor for each prompt.
-    Solve this for r: it is r_hat, up to a constant for each prompt, which the paper sets to 0."""
+    Solve this for r: it is r_hat, up to a constant for each prompt, which the paper sets to 0. The loss compares
+    its sigmoid with a score."""
 
     @torch.no_grad()
     def c(s: Step, rows: Rows) -> Tensor:
