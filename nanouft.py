@@ -23,7 +23,7 @@ is G rows of the same problem, and a row's *advantage* is how much better than i
 
     P problems   G rows of each   N = P * G rows   T tokens   L units in a demonstration, of which a hint has l
 
-The whole loss, for several updates on the same rows, and with two extras whose coefficients are 0 by default:
+The whole loss, for several updates on the same rows, and with two extras, which a coefficient of 0 switches off:
 
     loss  =  - 1/Z ( sum over hint tokens    c * log pi(token)
                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )

@@ -34,9 +34,9 @@ OTHERS = {  # what else is tried, at an arm's best rate: three cells each
 }
 SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
 DIAL = (250, 300, 350, 400, 500, 800)  # steps of base training
-TUNED = ()  # worlds that are shown as tuned, with five seeds; the others have train.py's defaults, and one seed
+TUNED = ("strong",)  # worlds that have been tuned, and are shown
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
-SEEDS, FEW, TWO = {w: range(5 if w in TUNED else 1) for w in WORLDS}, range(3), range(2)
+SEEDS, FEW, TWO = range(5), range(3), range(2)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -123,7 +123,7 @@ def grid(world: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
     """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate; in the strong
     world, with the best of them, what else an arm has."""
     found: dict[str, dict] = {arm: {} for arm in ARMS}
-    start = dict.fromkeys(ARMS, {}) if world == "strong" else tuned("strong")
+    start = dict.fromkeys(ARMS, dict(kl_coef=0.0)) if world == "strong" else tuned("strong")
     common = dict(test=0, name="countdown_grid", quick=False)
 
     def try_out(cells: dict[tuple[str, str], dict]) -> None:
@@ -147,7 +147,7 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 @cache
 def tuned(world: str = "strong") -> dict[str, dict]:
-    return {arm: chosen(cells) for arm, cells in grid(world).items()} if world in TUNED else dict.fromkeys(ARMS, {})
+    return {arm: chosen(cells) for arm, cells in grid(world).items()}
 
 
 def arm_in(world: str, arm: str) -> dict:
@@ -156,12 +156,9 @@ def arm_in(world: str, arm: str) -> dict:
 
 @cache
 def worlds() -> dict[tuple[str, str], list[dict]]:
-    """Every arm in both worlds, and the base: what all begin with."""
-    found = {}
-    for w in WORLDS:
-        cells = {(w, arm): arm_in(w, arm) for arm in (ARMS if w in TUNED else FEW_ARMS)}
-        found |= several(cells | {(w, "base"): WORLDS[w] | dict(steps=0)}, SEEDS[w])
-    return found
+    """Every arm, and the base, what all begin with, in each world."""
+    cells = {(w, arm): arm_in(w, arm) for w in TUNED for arm in ARMS}
+    return several(cells | {(w, "base"): WORLDS[w] | dict(steps=0) for w in TUNED}, SEEDS)
 
 
 @cache
@@ -177,7 +174,7 @@ def dial() -> dict[tuple[float, str], list[dict]]:
 @cache
 def longer() -> dict[tuple[str, str], list[dict]]:
     """Do the others catch up? Four times the steps."""
-    cells = {(w, arm): arm_in(w, arm) for w in WORLDS for arm in ("rft", "sft_rft")}
+    cells = {(w, arm): arm_in(w, arm) for w in TUNED for arm in ("rft", "sft_rft")}
     for cell in cells.values():
         cell["steps"] = 4 * cell.get("steps", Config.steps)
     return several(cells, TWO)
@@ -194,12 +191,12 @@ def sizes() -> dict[tuple[str, str], list[dict]]:
 def switches() -> dict[str, list[dict]]:
     """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Strong world."""
     settings = tuned()["sasr"]
-    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS["strong"])["sasr"]
+    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS)["sasr"]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
     cells = {"static": dict(method="static"), "mix": dict(method="mix", share=round(share, 2))}
     kept = {name: x for name, x in settings.items() if name != "gamma"}
-    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS["strong"])
+    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS)
 
 
 @cache
@@ -225,7 +222,7 @@ def print_grid(world: str) -> None:
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(EXPERIMENTS):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    for world in TUNED or ["strong"]:
+    for world in TUNED:
         print_grid(world)
     for name in names or EXPERIMENTS:
         EXPERIMENTS[name]()

@@ -24,7 +24,7 @@ def said(cell) -> str:
 
 def methods_table(names=METHODS) -> str:
     """The README's table of methods, out of the code itself."""
-    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "p_sft", "how it steps"]]
+    lines = [["method", "paper", "hint length l", "c on the hint", "A on the suffix", "p_sft", "what else it does"]]
     lines += [["---"] * len(lines[0])]
     for name, m in ((name, METHODS[name]) for name in names):
         sentence = type(m).__doc__.partition(".\n")[0].removesuffix(".") if type(m) is not Method else "-"
