@@ -131,7 +131,6 @@ class Countdown(Task):
     """
 
     SPLITS = (*Task.SPLITS, "unseen")
-    settings = "lr=1e-3,kl_coef=0.03"
     UNSEEN = 7  # a number that training never gives
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 

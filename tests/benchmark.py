@@ -134,7 +134,7 @@ def grpo(task: Lottery, folder: str, N: int, repeat: int, thread_counts: tuple) 
     def reward(completion_ids, **_) -> list[float]:
         return [task.reward(None, task.read(ids)) for ids in completion_ids]
 
-    cfg = Config(problems=N // GROUP, group=GROUP, kl_coef=0.0)
+    cfg = Config(problems=N // GROUP, group=GROUP)
     seconds, trained = {}, []
     for threads in thread_counts:
         torch.set_num_threads(threads)
@@ -219,7 +219,7 @@ def cost(answer: int, problems: int, group: int, layers: int, width: int, repeat
     task = Lottery(answer=answer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = fresh(task, layers, width)
-    step = our_step("rft", task, model, Config(problems=problems, group=group, kl_coef=0.0))
+    step = our_step("rft", task, model, Config(problems=problems, group=group))
     step()
     seconds, records = [], []
     for _ in range(repeat):

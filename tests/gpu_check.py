@@ -72,7 +72,7 @@ def alone(layers: int, width: int, N: int, repeat: int) -> dict[str, float]:
     """A full step of rft, without a peer."""
     task = benchmark.Lottery()
     model = benchmark.fresh(task, layers, width)
-    step = benchmark.our_step("rft", task, model, Config(problems=N // 8, group=8, micro_batch=1024, kl_coef=0.0))
+    step = benchmark.our_step("rft", task, model, Config(problems=N // 8, group=8, micro_batch=1024))
     seconds = float(np.median([benchmark.clock(step) for _ in range(repeat + 1)][1:]))
     return {"step_ms": 1e3 * seconds, "tokens_per_second": N * benchmark.ANSWER / seconds}
 

@@ -28,7 +28,7 @@ from notebooks import family  # noqa: F401  more methods
 from notebooks.report import methods_table
 from train import Config, exploration, learn
 
-CFG = Config(problems=6, group=4, warmup=2, hint_steps=10, hint_coef=0.3, kl_coef=0.0)
+CFG = Config(problems=6, group=4, warmup=2, hint_steps=10, hint_coef=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from nanouft import METHODS, train_step, update
 from train import Config, load, randomness, splits
 
 ROOT = Path(__file__).parent.parent
-CFG = Config(problems=6, group=4, hint_steps=10, warmup=2, test=0, kl_coef=0.0)
+CFG = Config(problems=6, group=4, hint_steps=10, warmup=2, test=0)
 
 
 def fixed():
