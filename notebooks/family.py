@@ -1,6 +1,6 @@
 """The wider family: other published mixtures of SFT and RL, each a row of METHODS, registered from outside.
 
-Some are other columns only. The rest replace one stage of a step: Shaped the objective, Retry, Resample and Backtrack
+Some are other columns only. The rest replace one stage of a step: Shaped the objective, Retry, Resample and Remember
 how a step explores. Schedules go by T_hint; that, and numbers which a paper leaves open, are ours.
 
 python notebooks/family.py --method luffy        like train.py
@@ -63,15 +63,13 @@ def open_ended(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
 
 def put(rows: Rows, where: np.ndarray, others: Rows) -> Rows:
     """Other rows in the places `where`, all padded to one length."""
-    problems, T = list(rows.problems), max(rows.tokens.shape[1], others.tokens.shape[1])
-    for i, problem in zip(where, others.problems, strict=True):
-        problems[i] = problem
-    found = {}
-    for name in ("tokens", "hint", "suffix", "logp", "reward", "solved", "weight"):
+    problems = dict(enumerate(rows.problems)) | dict(zip(where.tolist(), others.problems, strict=True))
+    T, found = max(rows.tokens.shape[1], others.tokens.shape[1]), {"problems": [*problems.values()]}
+    for name in vars(rows).keys() - found:
         x, y = (getattr(some, name) for some in (rows, others))
         x, y = (F.pad(z, (0, T - z.shape[1])) if z.dim() == 2 else z for z in (x, y))
         found[name] = x.index_copy(0, torch.tensor(where, device=x.device), y)
-    return Rows(problems, **found)
+    return Rows(**found)
 
 
 def by_group(s: Step, x: Tensor) -> np.ndarray:
@@ -138,16 +136,30 @@ class Resample(Method):
         return 1 - s.cfg.clip, 1.28
 
 
-class Backtrack(Method):
-    """The interval moves: to 0..rho where half of the group or more succeed, else to rho..its end."""
+@dataclass(frozen=True)
+class Remember(Method):
+    """Each problem keeps its interval, which moves"""
+
+    after: Callable | None = (
+        None  # (rho, the interval's end, share of the group that solved it, L) -> the next interval
+    )
 
     def explore(self, s: Step) -> Rows:
         rows = super().explore(s)
-        solved = by_group(s, rows.solved).mean(1)
-        for problem, rho, share in zip(s.problems, s.memory["rho"], solved, strict=True):
-            _, high = s.memory.get(problem.prompt, (0.0, 1.0))
-            s.memory[problem.prompt] = (0.0, rho) if share >= 0.5 else (rho, max(rho, high))  # it may come twice
+        for problem, rho, share in zip(s.problems, s.memory["rho"], by_group(s, rows.solved).mean(1), strict=True):
+            _, high = s.memory[problem.prompt]  # read anew, for it may come twice
+            s.memory[problem.prompt] = self.after(rho, high, share, len(problem.demo))
         return rows
+
+
+def narrower(rho: float, high: float, solved: float, L: int) -> tuple[float, float]:
+    """to 0..rho where half of the group or more succeed, else to rho..its end"""
+    return (0.0, rho) if solved >= 0.5 else (rho, max(rho, high))
+
+
+def one_on(rho: float, high: float, solved: float, L: int) -> tuple[float, float]:
+    """to one unit less than rho where half of the group or more succeed, else to one more"""
+    return (min(max(rho + (-1 if solved >= 0.5 else 1) / L, 0.0), 1.0),) * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,15 +180,18 @@ def demonstration(s: Step) -> np.ndarray:
     return in_one_row(s, s.L)
 
 
+def falling(s: Step, high: float) -> float:
+    return max(anneal(s.t, s.cfg.hint_steps, 0.05, high), 0.05)
+
+
 def prefix(s: Step) -> np.ndarray:
     """u L in one row of the group, else 0; u uniform in v..0.95, v from 0.95 down a cosine to 0.05"""
-    v = max(anneal(s.t, s.cfg.hint_steps, 0.05, 0.95), 0.05)
-    return in_one_row(s, s.rng.uniform(v, 0.95, s.L.shape) * s.L)
+    return in_one_row(s, s.rng.uniform(falling(s, 0.95), 0.95, s.L.shape) * s.L)
 
 
 def interval(s: Step) -> np.ndarray:
     """rho L, rho uniform in the problem's own interval"""
-    s.memory["rho"] = [float(s.rng.uniform(*s.memory.get(problem.prompt, (0.0, 1.0)))) for problem in s.problems]
+    s.memory["rho"] = [float(s.rng.uniform(*s.memory.setdefault(p.prompt, (0.0, 1.0)))) for p in s.problems]
     return (np.array(s.memory["rho"])[:, None] * s.L).astype(int)
 
 
@@ -210,18 +225,14 @@ def success(s: Step, rows: Rows) -> Tensor:
     return rows.solved.float().view(-1, s.cfg.group)
 
 
-def mu(s: Step) -> float:
-    return max(anneal(s.t, s.cfg.hint_steps, 0.05, 0.9), 0.05)
-
-
 def mu_G(s: Step, rows: Rows) -> float:
     """mu G; mu from 0.9 down a cosine to 0.05"""
-    return mu(s) * s.cfg.group
+    return falling(s, 0.9) * s.cfg.group
 
 
 def of_the_others(s: Step, rows: Rows) -> Tensor:
     """(1 - mu) (r - mean) / std of the sampled rows"""
-    return F.pad((1 - mu(s)) * grpo_advantages(rows.reward.view(-1, s.cfg.group)[:, 1:]), (1, 0))
+    return F.pad((1 - falling(s, 0.9)) * grpo_advantages(rows.reward.view(-1, s.cfg.group)[:, 1:]), (1, 0))
 
 
 # fmt: off
@@ -236,7 +247,8 @@ METHODS |= {
     "dapo":             Resample("DAPO 2503.14476",               0,             0,       token_mean),
     "expert_iteration": Method("STaR 2203.14465",                 0,             0,       success),
     "questa":           Method("QuestA 2507.13266",               halves,        0,       grpo),
-    "adaback":          Backtrack("AdaBack 2506.18110",           interval,      0,       grpo),
+    "adaback":          Remember("AdaBack 2506.18110",            interval,      0,       grpo, after=narrower),
+    "frontier":         Remember("ours",                          interval,  "hint_coef", grpo, after=one_on),
     "bread":            Retry("BREAD 2506.17211",                 0,             0,       grpo, again=unit_by_unit),
     "ghpo":             Retry("GHPO 2507.10628",                  0,             0,       grpo, again=by_quarters),
     "superrl":          Retry("SuperRL 2506.01096 = HPT 2509.04419, gate 0", 0,  1,       grpo, again=imitate),

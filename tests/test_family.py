@@ -17,7 +17,7 @@ from notebooks import compare, family
 from train import Config, exploration, run
 
 NAMES = "stage static mix cosine dft dr_grpo dapo expert_iteration".split()
-NAMES += "questa adaback bread ghpo superrl luffy prefix_rft chord".split()
+NAMES += "questa adaback frontier bread ghpo superrl luffy prefix_rft chord".split()
 
 
 def rows_with(rewards: list[list[float]]) -> Rows:
@@ -130,6 +130,20 @@ def test_adaback_moves_its_interval(task, model, problems, monkeypatch):
     assert len({x for x in intervals.values()}) == 6
 
 
+def test_frontier_stands_where_half_succeed(task, model, problems, monkeypatch):
+    """A hint that grows where the group succeeds, leaves 0 .. L, or moves by another step than one unit."""
+    memory, hints = {}, None
+    for t, solved in enumerate([False] * 3 + [True] * 4 + [False]):
+        monkeypatch.setattr(task, "best", lambda problem, solved=solved: 0.0 if solved else 2.0)
+        s = a_step(model, task, problems, seed=t, coin=0.5, memory=memory)
+        train_step(METHODS["frontier"], s, [Keep(model)])
+        lengths = [[len(sum(task.units(p)[:n], [])) for n in range(len(p.demo) + 1)] for p in problems]
+        given = s.rows.hint.sum(1).view(6, 4)[:, 0].tolist()
+        found = [own.index(n) for own, n in zip(lengths, given, strict=True)]
+        assert hints in (None, found)
+        hints = [max(n - 1, 0) if solved else min(n + 1, len(p.demo)) for n, p in zip(found, problems, strict=True)]
+
+
 @pytest.mark.parametrize(("name", "ladder"), [("bread", [0, 1, 2, 3, 4, 5, 6, 7]), ("ghpo", [0, 2, 4, 6])])
 def test_longer_hints_where_all_failed(name, ladder, monkeypatch):
     """A hint that leaves nothing to explore; a retry of what was solved; a failed group that counts on."""
@@ -196,10 +210,10 @@ def test_chord_weighs_what_is_half_known(task, model, problems):
     """A demonstration that takes part in the group's mean; mu on the wrong half; a peak elsewhere."""
     p = torch.linspace(0, 1, 101)
     assert p[family.unsure(p, None, None).argmax()] == 0.5
-    assert [family.mu(a_step(None, None, [], t)) for t in (4, 9, 99)] == pytest.approx([0.475, 0.05, 0.05])
-    assert family.mu(a_step(None, None, [], hint_steps=0)) == 0.05
+    assert [family.falling(a_step(None, None, [], t), 0.9) for t in (4, 9, 99)] == pytest.approx([0.475, 0.05, 0.05])
+    assert family.falling(a_step(None, None, [], hint_steps=0), 0.9) == 0.05
     s, _, ours = taken(METHODS["chord"], model, task, problems)
-    mu, rewards = family.mu(s), s.rows.reward.view(6, 4)
+    mu, rewards = family.falling(s, 0.9), s.rows.reward.view(6, 4)
     A = METHODS["chord"].advantage(s, s.rows)
     assert torch.allclose(A[:, 1:], (1 - mu) * grpo_advantages(rewards[:, 1:])) and not A[:, 0].any()
     imitation = by_hand(model, task, problems, lambda p: mu * p * (1 - p))
