@@ -19,7 +19,7 @@ from notebooks.lab import measured  # noqa: E402
 from notebooks.report import CORE, equations_table, methods_table  # noqa: E402
 
 T975 = [0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t, by degrees of freedom
-LEVEL = -8.0  # how many points UFT may be below the better one from a strong base
+LEVEL = -8.0  # how many points UFT may be below RFT
 
 
 class Claim(NamedTuple):
@@ -64,122 +64,93 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
 
 COMMAND = "`python notebooks/countdown.py {}`"
 NAMES = {"sft_rft": "SFT then RFT", "static": "static alternation", "mix": "a coin with SASR's share of SFT"}
-WHERE = {"strong": "from a strong base", "weak": "from a weak base"}
 
 
 def named(arm: str) -> str:
-    return NAMES.get(arm, arm.upper())
+    return NAMES.get(arm, arm if " " in arm else arm.upper())
 
 
-def looks(found: dict[Any, list[dict]]) -> list[dict[Any, np.ndarray]]:
-    """Points on the test, of the checkpoints that validated best and of the last ones: a claim holds for both."""
-    return [{cell: points(some, what) for cell, some in found.items()} for what in ("test_chosen", "test")]
+def compared(
+    paper: str, claim: str, found: dict[Any, list[dict]], ours: Any, other: Any, least: float = 0.0, **more
+) -> Claim:
+    """One arm less another, seed by seed. The numbers are of the checkpoints that validated best; a claim must hold for
+    the last ones, too."""
+    x, last = ([points(found[arm], what) for arm in (ours, other)] for what in ("test_chosen", "test"))
+    gaps = [a - b for a, b in (x, last)]
+    means = ", ".join(f"{named(arm)} {y.mean():.1f}" for arm, y in zip((ours, other), x, strict=True))
+    number = f"{means}: {difference(gaps[0])}"
+    return Claim(paper, claim, number, agreed(*gaps, least=least), len(gaps[0]), **more)
 
 
-def told(x: dict[Any, np.ndarray], *cells: Any) -> str:
-    """Means, and how far the first is above the best of the others, seed by seed."""
-    means = ", ".join(f"{named(cell[-1])} {x[cell].mean():.1f}" for cell in cells)
-    return f"{means}: {difference(x[cells[0]] - np.max([x[cell] for cell in cells[1:]], 0))}"
-
-
-def on_worlds() -> Iterator[Claim]:
-    found, command = countdown.worlds(), COMMAND.format("worlds")
-    x, *_ = every = looks({cell: some for cell, some in found.items() if cell[1] != "base"})
-
-    def above(claim: str, world: str, arm: str, *others: str, least: float = 0.0, front: bool = False) -> Claim:
-        gaps = [y[world, arm] - np.max([y[world, other] for other in others], 0) for y in every]
-        number = told(x, (world, arm), *((world, other) for other in others))
-        holds = agreed(*gaps, least=least)
-        return Claim("UFT", f"{claim}: {WHERE[world]}", number, holds, len(gaps[0]), command, front)
-
-    for world in countdown.TUNED:
-        if world == "weak":
-            yield above("UFT is above the better of SFT and RFT", world, "uft", "sft", "rft", front=True)
-            yield above("SFT is above RFT", world, "sft", "rft", front=True)
-        else:
-            yield above("RFT is above SFT", world, "rft", "sft", front=True)
-            claim = f"UFT is at most {-LEVEL:.0f} points below RFT"
-            yield above(claim, world, "uft", "rft", least=LEVEL, front=True)
-        for other in ("sft_rft", "r3") if (world, "r3") in x else ("sft_rft",):
-            yield above(f"UFT is above {named(other)}", world, "uft", other, front=other == "sft_rft")
-        for other in ("sft", "rft", "sft_rft") if (world, "sasr") in x else ():
-            claim = above(f"SASR is above {named(other)}", world, "sasr", other, front=other == "sft_rft")
-            yield claim._replace(paper="SASR")
-        some = [found[world, arm] for arm in ("uft", "rft")]
-        early = [100 * np.array([np.mean(r["block_explored_solved"][:4]) for r in runs]) for runs in some]
-        number = "steps 1 to 100: UFT {} % right, RFT {}".format(*map(spread, early))
-        claim = "UFT explores with more success from the first step on, hints included (figure 6)"
-        gaps = early[0] - early[1]
-        yield Claim("UFT", f"{claim}: {WHERE[world]}", number, verdict(gaps), len(gaps), command)
+def on_arms() -> Iterator[Claim]:
+    found, command = countdown.arms(), COMMAND.format("arms")
+    more = dict(found=found, command=command)
+    yield compared("UFT", "RFT is above SFT", ours="rft", other="sft", front=True, **more)
+    claim = f"UFT is at most {-LEVEL:.0f} points below RFT"
+    yield compared("UFT", claim, ours="uft", other="rft", least=LEVEL, front=True, **more)
+    for other in ("sft_rft", "r3", "sft"):
+        claim = f"UFT is above {named(other)}"
+        yield compared("UFT", claim, ours="uft", other=other, front=other == "sft_rft", **more)
+    for other in ("sft_rft", "rft", "sft"):
+        claim = f"SASR is above {named(other)}"
+        yield compared("SASR", claim, ours="sasr", other=other, front=other == "sft_rft", **more)
+    early = [100 * np.array([np.mean(x["block_explored_solved"][:4]) for x in found[arm]]) for arm in ("uft", "rft")]
+    number = "steps 1 to 100: UFT {} % right, RFT {}".format(*map(spread, early))
+    claim = "UFT explores with more success from the first step on, hints included (figure 6)"
+    gaps = early[0] - early[1]
+    yield Claim("UFT", claim, number, verdict(gaps), len(gaps), command)
 
 
 def on_generalisation() -> Iterator[Claim]:
     """What an arm gains over its base on its own problems, on the test's, and on those with an unseen number."""
-    found, command = countdown.worlds(), COMMAND.format("worlds")
+    found, command = countdown.arms(), COMMAND.format("arms")
 
-    def gain(world: str, arm: str, where: str) -> np.ndarray:
-        return points(found[world, arm], where) - points(found[world, "base"], where)
+    def gain(arm: str, where: str) -> np.ndarray:
+        return points(found[arm], where) - points(found["base"], where)
 
-    for world in countdown.TUNED:
-        for arm in ("rft", "uft"):
-            lost = {a: gain(world, a, "pool") - gain(world, a, "test") for a in (arm, "sft")}
-            claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
-            gaps = lost["sft"] - lost[arm]
-            yield Claim(
-                "UFT", f"{claim}: {WHERE[world]}", f"points: {difference(gaps)}", verdict(gaps), len(gaps), command
-            )
-    for world in countdown.TUNED:
-        for arm in ("sft", "rft", "uft"):
-            here, there = gain(world, arm, "test"), gain(world, arm, "unseen")
-            claim = f"{arm.upper()} generalises: to an unseen number it carries four fifths of its gain"
-            number = f"gain {here.mean():.1f} on the test, {there.mean():.1f} there"
-            holds = verdict(there - 0.8 * here) if verdict(here) == "holds" else "can't tell"
-            yield Claim("UFT", f"{claim}: {WHERE[world]}", number, holds, len(here), command)
+    for arm in ("rft", "uft"):
+        gaps = gain("sft", "pool") - gain("sft", "test") - gain(arm, "pool") + gain(arm, "test")
+        claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
+        yield Claim("UFT", claim, f"points: {difference(gaps)}", verdict(gaps), len(gaps), command)
+    for arm in ("sft", "rft", "uft"):
+        here, there = gain(arm, "test"), gain(arm, "unseen")
+        claim = f"{arm.upper()} generalises: to an unseen number it carries four fifths of its gain"
+        number = f"gain {here.mean():.1f} on the test, {there.mean():.1f} there"
+        holds = verdict(there - 0.8 * here) if verdict(here) == "holds" else "can't tell"
+        yield Claim("UFT", claim, number, holds, len(here), command)
+
+
+def on_dial() -> Iterator[Claim]:
+    found = countdown.dial()
+    for n in countdown.DIAL[:-1]:
+        some = {arm: found[n, arm] for arm in ("rft", "sft_rft", "uft")}
+        for other in ("rft", "sft_rft"):
+            claim = f"UFT is above {named(other)}: from a base of {n} steps instead of {countdown.DIAL[-1]}"
+            yield compared("UFT", claim, some, "uft", other, command=COMMAND.format("dial"))
 
 
 def on_longer() -> Iterator[Claim]:
-    """Four times the steps, which UFT does not get."""
-    found, uft = countdown.longer(), countdown.worlds()
-    for (world, arm), some in found.items():
-        ours, theirs = points(uft[world, "uft"], "test")[: len(some)], points(some, "test")
-        number = f"{theirs.mean():.1f} after {some[0]['step'][-1]} steps, UFT {ours.mean():.1f} after "
-        number += f"{uft[world, 'uft'][0]['step'][-1]}: {difference(ours - theirs)}"
-        claim = f"(ours) With four times the steps {named(arm)} stays below UFT: {WHERE[world]}"
-        holds = verdict(ours - theirs)
-        yield Claim("UFT", claim, number, holds, len(some), COMMAND.format("longer"), (world, arm) == ("weak", "rft"))
-
-
-def on_sizes() -> Iterator[Claim]:
-    x, *_ = every = looks(countdown.sizes())
-    for other in ("sft", "rft", "sft_rft"):
-        for size in countdown.SIZES:
-            gaps = [y[size, "uft"] - y[size, other] for y in every]
-            claim = f"UFT is above {named(other)}: {size} parameters"
-            number = told(x, (size, "uft"), (size, other))
-            yield Claim("UFT", claim, number, agreed(*gaps), len(gaps[0]), COMMAND.format("sizes"))
+    found = countdown.longer()
+    for other in ("rft", "sft_rft"):
+        claim = f"UFT is above {named(other)}: with {found['uft'][0]['step'][-1]:,} steps"
+        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("longer"))
 
 
 def on_switches() -> Iterator[Claim]:
-    found = countdown.switches()
-    x, *_ = every = looks({(arm,): some for arm, some in found.items()})
+    found, command = countdown.switches(), COMMAND.format("switches")
     for other in ("static", "mix"):
-        gaps = [y["sasr",] - y[other,] for y in every]
         claim = f"SASR is above {named(other)}" + " (ours: does adapting pay?)" * (other == "mix")
-        number = told(x, ("sasr",), (other,))
-        yield Claim("SASR", claim, number, agreed(*gaps), len(gaps[0]), COMMAND.format("switches"), other == "mix")
+        yield compared("SASR", claim, found, "sasr", other, command=command, front=other == "mix")
 
 
 def on_hints() -> Iterator[Claim]:
     found = countdown.hints()
-    x, *_ = every = looks({(name,): some for name, some in found.items()})
     for other, claim in {
-        "hint_coef 0": "The hint's log-likelihood helps",
+        "c = 0": "The hint's log-likelihood helps",
         "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
         "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
     }.items():
-        gaps = [y["uft",] - y[other,] for y in every]
-        number = told(x, ("uft",), (other,)).replace(other.upper(), "without" if "coef" in other else other)
-        yield Claim("UFT", claim, number, agreed(*gaps), len(gaps[0]), COMMAND.format("hints"), "coef" in other)
+        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("hints"), front=other == "c = 0")
 
 
 def on_trees() -> Iterator[Claim]:
@@ -250,19 +221,17 @@ def on_skills() -> Iterator[Claim]:
 
 
 def results_table() -> str:
-    """All methods in both worlds; and what they took on the cores that they were measured with."""
+    """All methods; and what they took on the cores that they were measured with."""
     shares = "test_chosen test unseen pool pass@1_test pass@8_test legal".split()
-    head = ["base", "method", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
+    head = ["method", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
     head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
-    rows = [["", "(best fixed formula)", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
-    for world in countdown.TUNED:
-        found = {arm: some for (w, arm), some in countdown.worlds().items() if w == world}
-        for arm, some in sorted(found.items(), key=lambda arm: points(arm[1]).mean()):
-            cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
-            speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / max(cost["seconds"], 1)
-            costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
-            costs = [""] * 4 if arm == "base" else costs
-            rows += [[world, f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
+    rows = [["(best fixed formula)", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
+    for arm, some in sorted(countdown.arms().items(), key=lambda arm: points(arm[1]).mean()):
+        cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
+        speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / max(cost["seconds"], 1)
+        costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
+        costs = [""] * 4 if arm == "base" else costs
+        rows += [[f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
     return markdown(head, rows)
 
 
@@ -270,7 +239,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-CLAIMS = (on_trees, on_worlds, on_generalisation, on_skills)  # on_longer and others: their runs are still to be made
+CLAIMS = (on_trees, on_arms, on_generalisation, on_skills)
 
 
 @cache

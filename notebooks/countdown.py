@@ -1,7 +1,7 @@
 """Runs on countdown: which, with what settings, and what of them is kept in results/countdown*.json.
 
 python notebooks/countdown.py                  the grid that all arms were tuned with, and all experiments
-python notebooks/countdown.py worlds dial      some of them (what is kept is not run again)
+python notebooks/countdown.py arms dial        some of them (what is kept is not run again)
 """
 
 import itertools
@@ -20,33 +20,18 @@ from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
-WORLDS = {  # a base that plays by the rules in four answers of five, and one that never does, so there is more to teach
-    "strong": dict(base_steps=800),
-    "weak": dict(base_steps=200, demos=8192, steps=800, warmup=400, hint_steps=480),
-}
-FEW_ARMS = ["sft", "rft", "sft_rft", "uft"]
-RATES = {"strong": (2.5e-4, 5e-4, 1e-3, 2e-3), "weak": (5e-4, 1e-3, 2e-3)}
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 OTHERS = {  # what else is tried, at an arm's best rate: three cells each
-    "strong": {
-        "sft": [dict(decay=0.1), dict(decay=1.0), dict(problems=128)],
-        "sasr": [dict(gamma=3.0), dict(warmup=200), dict(kl_coef=0.03)],
-        "r3": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
-        "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
-        "sft_rft": [dict(warmup=200), dict(second_lr=5e-4), dict(kl_coef=0.03)],
-        "uft": [dict(hint_coef=0.1), dict(hint_steps=160), dict(kl_coef=0.03)],
-    },
-    "weak": {
-        "sft": [dict(decay=0.1), dict(decay=1.0), dict(problems=128)],
-        "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
-        "sft_rft": [dict(warmup=200), dict(kl_coef=0.03), dict(kl_coef=0.03, reference="sft")],
-        "uft": [dict(hint_coef=1.0), dict(hint_steps=720), dict(kl_coef=0.03)],
-    },
+    "sft": [dict(decay=0.1), dict(decay=1.0), dict(problems=128)],
+    "sasr": [dict(gamma=3.0), dict(warmup=200), dict(kl_coef=0.03)],
+    "r3": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
+    "rft": [dict(entropy_coef=0.01), dict(kl_coef=0.03), dict(kl_coef=0.1)],
+    "sft_rft": [dict(warmup=200), dict(second_lr=5e-4), dict(kl_coef=0.03)],
+    "uft": [dict(hint_coef=0.1), dict(hint_steps=160), dict(kl_coef=0.03)],
 }
-SIZES = {"30k": 32, "105k": 64, "400k": 128}  # parameters: width, of two blocks
-DIAL = (250, 300, 350, 400, 500, 800)  # steps of base training
-TUNED = ("strong",)  # worlds that have been tuned, and are shown
+DIAL = (250, 300, 400, 800)  # steps of base training: from a base that hardly plays by the rules to the usual one
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
-SEEDS, FEW, TWO = range(5), range(3), range(2)
+SEEDS, FEW = range(5), range(3)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -129,19 +114,19 @@ def said(settings: dict) -> str:
 
 
 @cache
-def grid(world: str) -> dict[str, dict[str, tuple[dict, list[float]]]]:
+def grid() -> dict[str, dict[str, tuple[dict, list[float]]]]:
     """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate, without a KL; and
     with the best of them what else an arm has."""
-    others, found = OTHERS[world], {arm: {} for arm in OTHERS[world]}
+    found = {arm: {} for arm in OTHERS}
 
     def try_out(cells: dict[tuple[str, str], dict]) -> None:
-        runs = {(arm, what): dict(method=arm) | WORLDS[world] | cell for (arm, what), cell in cells.items()}
+        runs = {(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}
         for (arm, what), results in several(runs, GRID_SEEDS, test=0, name="countdown_grid", quick=False).items():
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
-    try_out({(arm, said(dict(lr=lr))): dict(lr=lr, kl_coef=0.0) for lr in RATES[world] for arm in others})
+    try_out({(arm, said(dict(lr=lr))): dict(lr=lr, kl_coef=0.0) for lr in RATES for arm in OTHERS})
     best = {arm: chosen(cells) for arm, cells in found.items()}
-    try_out({(arm, said(cell)): best[arm] | cell for arm in others for cell in others[arm]})
+    try_out({(arm, said(cell)): best[arm] | cell for arm, cells in OTHERS.items() for cell in cells})
     return found
 
 
@@ -153,84 +138,63 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 
 @cache
-def tuned(world: str = "strong") -> dict[str, dict]:
-    return {arm: chosen(cells) for arm, cells in grid(world).items()}
-
-
-def arm_in(world: str, arm: str) -> dict:
-    return dict(method=arm) | WORLDS[world] | tuned(world)[arm]
+def tuned() -> dict[str, dict]:
+    return {arm: dict(method=arm) | chosen(cells) for arm, cells in grid().items()}
 
 
 @cache
-def worlds() -> dict[tuple[str, str], list[dict]]:
-    """Every arm, and the base, what all begin with, in each world."""
-    cells = {(w, arm): arm_in(w, arm) for w in TUNED for arm in OTHERS[w]}
-    return several(cells | {(w, "base"): WORLDS[w] | dict(steps=0) for w in TUNED}, SEEDS)
+def arms() -> dict[str, list[dict]]:
+    """Every arm, and the base, what all begin with."""
+    return several(tuned() | {"base": dict(steps=0)}, SEEDS)
 
 
 @cache
-def dial() -> dict[tuple[float, str], list[dict]]:
+def dial() -> dict[tuple[int, str], list[dict]]:
     """From a weak base to a strong one, with the settings of the strong one."""
-    cells = {}
-    for n in DIAL:
-        cells[n, "base"] = dict(base_steps=n, steps=0)
-        cells |= {(n, arm): dict(base_steps=n, method=arm) | tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
-    return several(cells, FEW)
+    some = {"base": dict(steps=0)} | {arm: tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
+    return several({(n, arm): dict(base_steps=n) | cell for n in DIAL for arm, cell in some.items()}, FEW)
 
 
 @cache
-def longer() -> dict[tuple[str, str], list[dict]]:
-    """Do the others catch up? Four times the steps."""
-    cells = {(w, arm): arm_in(w, arm) for w in TUNED for arm in ("rft", "sft_rft")}
-    for cell in cells.values():
-        cell["steps"] = 4 * cell.get("steps", Config.steps)
-    return several(cells, TWO)
-
-
-@cache
-def sizes() -> dict[tuple[str, str], list[dict]]:
-    """Three sizes of the model, in the strong world, with the settings of the middle one."""
-    cells = {(size, arm): dict(method=arm, width=SIZES[size]) | tuned()[arm] for size in SIZES for arm in FEW_ARMS}
-    return several(cells, FEW)
+def longer() -> dict[str, list[dict]]:
+    """Twice the steps: does UFT, which still climbs at the end, catch up?"""
+    return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, FEW)
 
 
 @cache
 def switches() -> dict[str, list[dict]]:
     """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Strong world."""
-    settings = tuned()["sasr"]
-    sasr = several({"sasr": dict(method="sasr") | settings}, SEEDS)["sasr"]
+    settings, sasr = tuned()["sasr"], arms()["sasr"]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
-    cells = {"static": dict(method="static"), "mix": dict(method="mix", share=round(share, 2))}
     kept = {name: x for name, x in settings.items() if name != "gamma"}
-    return {"sasr": sasr} | several({name: cell | kept for name, cell in cells.items()}, SEEDS)
+    cells = {"static": kept | dict(method="static"), "mix": kept | dict(method="mix", share=round(share, 2))}
+    return {"sasr": sasr} | several(cells, SEEDS)
 
 
 @cache
 def hints() -> dict[str, list[dict]]:
-    """UFT in the strong world with one thing changed: what hints weigh, how they end, how long they last."""
-    cells = {"uft": {}} | {f"hint_coef {x:g}": dict(hint_coef=x) for x in (0.0, 0.01, 0.1, 1.0)}
-    cells |= {f"T_hint {x}": dict(hint_steps=x) for x in (80, 160, 320)}
+    """UFT with one thing changed: what hints weigh, and how they end."""
+    cells = {"uft": {}, "c = 0": dict(hint_coef=0.0)}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW)
 
 
-EXPERIMENTS = {f.__name__: f for f in (worlds, dial, longer, sizes, switches, hints)}  # by their importance
+EXPERIMENTS = {f.__name__: f for f in (arms, dial, longer, switches, hints)}  # by their importance
 
 
-def print_grid(world: str) -> None:
+def print_grid() -> None:
     """The best three validations in a row, percent, for each seed; * is what was chosen."""
-    for arm, cells in grid(world).items():
+    for arm, cells in grid().items():
         best = chosen(cells)
         marked = [f"{w} {'/'.join(f'{100 * x:.1f}' for x in s)}{'*' * (c == best)}" for w, (c, s) in cells.items()]
-        print(f"{world:9s}{arm:9s}" + "   ".join(marked), flush=True)
+        print(f"{arm:9s}" + "   ".join(marked), flush=True)
 
 
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(EXPERIMENTS):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    for world in TUNED:
-        print_grid(world)
+    print_grid()
     for name in names or EXPERIMENTS:
         EXPERIMENTS[name]()
 

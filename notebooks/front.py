@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import make_task  # noqa: E402
 from nanouft import METHODS, Step  # noqa: E402
-from notebooks import claims, countdown, horizon  # noqa: E402
+from notebooks import countdown, horizon  # noqa: E402
 from notebooks.report import COLORS, weighed  # noqa: E402
 from train import Config, base_model, splits  # noqa: E402
 
@@ -50,17 +50,18 @@ def boards(axes) -> None:
     axes[0].figure.suptitle(f"reach {target} from {', '.join(numbers)}, each used once", x=0.01, ha="left")
 
 
-def curves(axis, world: str) -> None:
+def curves(axis) -> None:
     """Mean of the seeds, and a band from the lowest to the highest."""
-    found = countdown.worlds()
-    for arm in (arm for arm in COLORS if (world, arm) in found):
-        accuracy = 100 * np.array([x["accuracy"] for x in found[world, arm]])
-        steps = found[world, arm][0]["step"]
+    found = countdown.arms()
+    for arm in (arm for arm in COLORS if arm in found):
+        accuracy = 100 * np.array([x["accuracy"] for x in found[arm]])
+        steps = found[arm][0]["step"]
         axis.plot(steps, accuracy.mean(0), color=COLORS[arm], label=arm)
         axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=COLORS[arm], alpha=0.12, lw=0)
     formula = countdown.best_formula("validation")
     axis.axhline(100 * formula, color="k", ls=":", lw=1, label="best fixed formula")
-    axis.set(title=f"countdown, {claims.WHERE[world]}", xlabel="step", ylim=(0, 90))
+    axis.set(title="countdown", xlabel="step", ylabel="% of validation problems solved, no hints", ylim=(0, 90))
+    axis.legend(frameon=False, fontsize=9)
 
 
 def rollouts(axis) -> None:
@@ -88,9 +89,7 @@ def main() -> None:
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     boards(above.subplots(3, 1, height_ratios=[1, 4, 4]))
     left, right = below.subplots(1, 2)
-    curves(left, "strong")
-    left.set(ylabel="% of validation problems solved, no hints")
-    left.legend(frameon=False, fontsize=9)
+    curves(left)
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 
