@@ -66,18 +66,13 @@ def curves(axis) -> None:
 
 def rollouts(axis) -> None:
     """Medians and quartiles of ten seeds; hollow where half of them or more were stopped at the largest budget."""
-    for arm, H, cap in (
-        ("rft", [5, 6, 7, 8, 9, 10], 512_000),
-        ("uft", [4, 6, 8, 12, 16], 153_600),
-        ("uft_uniform", [4, 6, 8, 12, 16], 153_600),
-        ("sft_rft", [4, 6, 8, 12, 16], 153_600),
-    ):
-        runs = horizon.race({arm: (arm, horizon.tuned(arm))}, H, range(10), cap)[arm]
+    for arm in ("rft", "sft_rft", "superrl", "uft", "uft_uniform"):
+        runs = horizon.forked()[arm]
         H, low, median, high = horizon.curve(runs)
         axis.plot(H, median, ".-", color=COLORS[arm], label=arm)
         axis.fill_between(H, low, high, color=COLORS[arm], alpha=0.12, lw=0)
         stopped = np.array([horizon.summary(x)[0] <= 5 for x in runs.values()])
-        axis.plot(np.array(H)[stopped], median[stopped], "o", color=COLORS[arm], mfc="white")
+        axis.plot(H[stopped], median[stopped], "o", color=COLORS[arm], mfc="white")
     axis.set(title="trees with 4^H leaves", xlabel="horizon H: steps of an answer", yscale="log")
     axis.set(ylabel="rollouts until it is solved")
     axis.legend(frameon=False, fontsize=9)

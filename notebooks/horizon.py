@@ -1,18 +1,20 @@
 """Runs on trees and chains of growing horizon: which, with what settings, and how they are drawn.
 
-python notebooks/horizon.py          the grid that all arms were tuned with (results/grid.json), 90 minutes
+python notebooks/horizon.py                  the grid that all arms were tuned with, and all experiments: four hours
+python notebooks/horizon.py forked           some of them (what is kept in results/ is not run again)
 """
 
 import itertools
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import METHODS, GivenAnswers  # noqa: E402
-from notebooks.lab import measured  # noqa: E402
+from notebooks.lab import QUICK, measured  # noqa: E402
 from notebooks.report import COLORS  # noqa: E402
 from train import Config  # noqa: E402
 
@@ -32,13 +34,24 @@ ARMS = {  # what of the grid makes a difference to which method
     "uft": ["lr", "entropy_coef", "hint_coef"],
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
+    "bread": ["lr", "entropy_coef"],
+    "superrl": ["lr", "entropy_coef"],
+    "luffy": ["lr", "entropy_coef"],
+    "frontier": ["lr", "entropy_coef", "hint_coef"],
 }
 SAMPLING = [name for name, method in METHODS.items() if not isinstance(method, GivenAnswers)]
 RELATIVES = {name: ["lr", "entropy_coef"] for name in SAMPLING if name not in ARMS}
 RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
-MAIN = ["sft", "rft", "hint_only", "uft", "uft_uniform"]  # drawn with their spread
+PANELS = {  # at most six lines in each
+    "no hints": ["rft", "sft", "sft_rft", "sasr"],
+    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform", "bread", "frontier"],
+    "the whole demonstration, as one answer more": ["superrl", "luffy", "uft_uniform"],
+}
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
+SEEDS, FIVE = (range(1), range(1)) if QUICK else (range(10), range(5))
+HINTED, UNHINTED = ([2, 4], [2, 4]) if QUICK else ([4, 6, 8, 12, 16], [5, 6, 7, 8, 9, 10])  # horizons
+CAP, FAR = (7_680, 7_680) if QUICK else (153_600, 512_000)  # rollouts; FAR for who must find B^H
 
 
 def tree(method: str, H: int, seed: int, fork: int = 2, B: int = 4, **more) -> Config:
@@ -61,9 +74,10 @@ def cells(method: str) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
-def runs_of(method: str, some: list[dict], H: int, seeds: range) -> list[list[dict]]:
+def runs_of(method: str, some: list[dict], H: int, seeds: range, fork: int = 2) -> list[list[dict]]:
     """Of each of some cells, a result for each seed."""
-    found = measured("grid", [tree(method, H, seed, **cell) for cell in some for seed in seeds], quick=False)
+    runs = [tree(method, H, seed, fork, **cell) for cell in some for seed in seeds]
+    found = measured("grid", runs, quick=False)
     return [found[i * len(seeds) :][: len(seeds)] for i in range(len(some))]
 
 
@@ -106,22 +120,68 @@ def rounds(method: str) -> Iterator[tuple[list[dict], list[list[dict]]]]:
             return  # decided
 
 
+@cache
 def tuned(method: str) -> dict:
     *_, (some, _) = rounds(method)
-    return some[0]
+    return dict(method=method) | some[0]
 
 
-def race(
-    arms: dict[str, tuple[str, dict]], horizons: list[int], seeds: range, cap: int, name="horizon", **more
-) -> dict:
-    """{arm: {H: a result for each seed}}; an arm is a method and its settings."""
+def race(arms: dict[str, dict], horizons: list[int], seeds: range, cap: int, name="horizon", **more) -> dict:
+    """{arm: {H: a result for each seed}}; an arm is a method's name and settings."""
     cells = [(arm, H) for arm in arms for H in horizons]
-    runs = [
-        tree(arms[arm][0], H, seed, steps=cap // ROLLOUTS, **arms[arm][1] | more) for arm, H in cells for seed in seeds
-    ]
+    runs = [tree(H=H, seed=i, **arms[arm] | dict(steps=cap // ROLLOUTS) | more) for arm, H in cells for i in seeds]
     results, found = iter(measured(name, runs)), {arm: {} for arm in arms}
     for arm, H in cells:
         found[arm][H] = [next(results) for _ in seeds]
+    return found
+
+
+@cache
+def forked() -> dict[str, dict[int, list[dict]]]:
+    """The demonstration turns off two steps before the end. RFT's trees are smaller, and its budget is larger."""
+    arms = {arm: tuned(arm) for arm in ARMS} | {"r3, no entropy": tuned("r3") | dict(entropy_coef=0.0)}
+    found = race({"rft": arms.pop("rft")}, UNHINTED, SEEDS, FAR)
+    bonus = {"rft, entropy 0.1": tuned("rft") | dict(entropy_coef=0.1)}
+    return found | race(bonus, [2, 4] if QUICK else [5, 6, 8], SEEDS, CAP) | race(arms, HINTED, SEEDS, CAP)
+
+
+@cache
+def plain() -> dict[str, dict[int, list[dict]]]:
+    """The demonstration is the best path."""
+    arms = {arm: tuned(arm) for arm in ("sft", "hint_only", "uft")}
+    arms |= {f"{arm}, entropy 0.1": tuned("r3") | dict(method=arm, entropy_coef=0.1) for arm in ("r3", "rft")}
+    return race(arms, [2, 4] if QUICK else [2, 4, 6, 8, 12], SEEDS, CAP, fork=0)
+
+
+@cache
+def two() -> dict[str, dict[int, list[dict]]]:
+    """Two choices a step instead of four, other seeds, settings not tuned again."""
+    seeds = range(20, 21) if QUICK else range(20, 30)
+    found = race({"rft": tuned("rft")}, [3, 4] if QUICK else [10, 11, 12, 14, 16, 18, 20], seeds, FAR, B=2)
+    return found | race({arm: tuned(arm) for arm in ("uft", "uft_uniform")}, HINTED, seeds, CAP, B=2)
+
+
+@cache
+def depths() -> dict[str, dict[int, list[dict]]]:
+    """The demonstration turns off earlier and earlier, so that more leaves lie beyond. Every arm that solves most trees
+    of this size with k = 2, at the settings chosen for k = 2; and at those that are best for k = 4, of the five that
+    led the grid's first round."""
+    H, forks, arms = (4, [0, 2], {}) if QUICK else (12, [0, 2, 4, 6], {})
+    for arm in [arm for arm in ARMS if H in forked()[arm] and 2 * summary(forked()[arm][H])[0] > len(SEEDS)]:
+        some = next(rounds(arm))[0][:5]
+        results = runs_of(arm, some, 12, range(100, 105), fork=4)
+        ranks = [(-solved, rollouts, -score) for solved, rollouts, score in map(summary, results)]
+        arms |= {arm: tuned(arm), f"{arm}, tuned at k = 4": dict(method=arm) | some[ranks.index(min(ranks))]}
+    found = {k: race(arms, [H], FIVE, CAP, fork=k) for k in forks}
+    return {arm: {k: found[k][arm][H] for k in forks} for arm in arms}
+
+
+@cache
+def blind() -> dict[str, dict[str, list[dict]]]:
+    """So far away that RFT sees nothing."""
+    arms = {arm: tuned(arm) for arm in ("rft", "uft_uniform")}
+    found = {"B = 4": race(arms, [4 if QUICK else 16], SEEDS, CAP)}
+    found["B = 2"] = race(arms, [4 if QUICK else 30], range(20, 21) if QUICK else range(20, 30), FAR, B=2)
     return found
 
 
@@ -138,22 +198,39 @@ def slope(results: dict[int, list[dict]], horizons: list[int], power: bool) -> f
 
 
 def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
-    """Medians, of the main arms with quartiles; hollow marks where at least half of the seeds never got there."""
+    """Medians and quartiles; hollow marks where at least half of the seeds never got there."""
     for arm, some in results.items():
         H, low, median, high = curve(some, what)
         color = COLORS[arm.partition(",")[0]]  # a variant has its method's
         failed = np.array([summary(x)[0] * 2 <= len(x) for x in some.values()])
-        main, variant = arm in MAIN, "," in arm
-        axis.plot(H, median, color=color, lw=2 if main else 1, ls=":" if variant else "-", label=arm)
-        if main:
-            axis.fill_between(H, low, high, color=color, alpha=0.15, lw=0)
+        axis.plot(H, median, color=color, ls=":" if "," in arm else "-", label=arm)
+        axis.fill_between(H, low, high, color=color, alpha=0.12, lw=0)
         axis.plot(H[~failed], median[~failed], "o", color=color, ms=4)
-        axis.plot(H[failed], median[failed], "^", color=color, mfc="white", ms=7)
+        axis.plot(H[failed], median[failed], "o", color=color, mfc="white", ms=7)
     axis.set(yscale="log", xlabel="horizon H", ylabel=what.replace("_", " "))
 
 
-def main() -> None:
-    """The grid: trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
+@cache
+def far() -> dict[str, dict[int, list[dict]]]:
+    """Twice as far as the grid went, with four times the budget."""
+    arms = {arm: tuned(arm) for arm in ("uft_uniform", "frontier")}
+    arms |= {f"uft_uniform, entropy {x:g}": tuned("uft_uniform") | dict(entropy_coef=x) for x in (0.02, 0.1)}
+    return race(arms, [4] if QUICK else [24, 32], FIVE, 4 * CAP)
+
+
+EXPERIMENTS = {f.__name__: f for f in (forked, depths, far, plain, two, blind)}
+
+
+def main(names: list[str]) -> None:
+    if unknown := set(names) - set(EXPERIMENTS):
+        sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
+    print_grid()
+    for name in names or EXPERIMENTS:
+        EXPERIMENTS[name]()
+
+
+def print_grid() -> None:
+    """Trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
     for method in ARMS | RELATIVES:
         found = list(rounds(method)) if method in ARMS else [next(rounds(method))]
         for cell in cells(method):
@@ -165,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
