@@ -85,7 +85,7 @@ def took(result: dict, what: str = "rollouts") -> float:
     """Rollouts (or sampled tokens) to 0.9; a run that did not get there counts as if hints had saved it none."""
     if result["reached"]:
         return result[what]
-    spent = ROLLOUTS * result["step"]
+    spent = max(ROLLOUTS * result["step"], result["rollouts"])
     return spent if what == "rollouts" else result[what] * spent / max(result["rollouts"], 1)
 
 
@@ -127,12 +127,14 @@ def tuned(method: str) -> dict:
 
 
 def race(arms: dict[str, dict], horizons: list[int], seeds: range, cap: int, name="horizon", **more) -> dict:
-    """{arm: {H: a result for each seed}}; an arm is a method's name and settings."""
+    """{arm: {H: a result for each seed}}; an arm is a method's name and settings. Who takes more than 256 rollouts a
+    step, as bread does, gets there only if that is within the same budget."""
     cells = [(arm, H) for arm in arms for H in horizons]
     runs = [tree(H=H, seed=i, **arms[arm] | dict(steps=cap // ROLLOUTS) | more) for arm, H in cells for i in seeds]
     results, found = iter(measured(name, runs)), {arm: {} for arm in arms}
     for arm, H in cells:
-        found[arm][H] = [next(results) for _ in seeds]
+        some = [next(results) for _ in seeds]
+        found[arm][H] = [x | {"reached": x["reached"] and x["rollouts"] <= cap} for x in some]
     return found
 
 
