@@ -31,9 +31,9 @@ The whole loss, for several updates on the same rows, and with two extras, which
 The *ratio* is a suffix token's probability now, over its probability when it was sampled. Hint tokens were never
 sampled, so they have no ratio. KL estimates how far pi has moved from the base, and S is the entropy of the
 distribution that the token was drawn from. Everything is a sum over tokens, divided once by one constant, Z = P * G *
-the longest answer allowed (where there are several processes, P is of all of them together). So neither the length of
-an answer, nor rows that are left out, nor micro-batches change what a token weighs. Every row counts: G rows with the
-same hint push it by G * c in all.
+the longest answer allowed (where there are several processes, P is of all of them together). So what a token weighs
+does not depend on its answer's length, on rows that are left out, or on micro-batches. Every row counts: G rows with
+the same hint push it by G * c in all.
 
 What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
@@ -46,7 +46,6 @@ What the papers say, and what is decided here:
     starts out as it. (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
- 5. hint_only is a control of ours.
 """
 
 from collections.abc import Callable
@@ -115,8 +114,8 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
-    """log pi of each token of the answers, and the entropy of the distribution in its place: both (N, T), like all that
-    is about tokens. Column 0 is 0, for nothing comes before it."""
+    """log pi of each token of the answers, and the entropy of the distribution that it comes from: both (N, T).
+    Column 0 is 0, for nothing comes before it."""
     words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)  # (N, T-1, V)
     own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # in prompts there may be words without a logit
     return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), F.pad(-(words.exp() * words).sum(-1), (1, 0))
@@ -202,7 +201,7 @@ class Method:
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """Over all processes that torchrun started, each of which has rows of its own; x itself where there is only one."""
+    """The sum of x over all processes that torchrun started, each of which has rows of its own; with one process, x."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)
     return x
@@ -371,8 +370,8 @@ def adaptive(s: Step) -> float:
 class GivenAnswers(Method):
     """Whole answers are given, nothing is sampled.
 
-    Each row is an answer in the hint's place: one of the problem's G scored answers, whose score is the task's reward
-    for it, or, G times over, the problem's demonstration, whose score is 1.
+    Each row holds a whole answer, in the hint's place. Where a problem has scored answers, its G rows are these, and
+    their scores are the task's rewards. Where it has none, all G rows are its demonstration, whose score is 1.
     """
 
     def explore(self, s: Step) -> Rows:

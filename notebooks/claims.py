@@ -109,9 +109,14 @@ def on_generalisation() -> Iterator[Claim]:
         return points(found[arm], where) - points(found["base"], where)
 
     for arm in ("rft", "uft"):
-        gaps = gain("sft", "pool") - gain("sft", "test") - gain(arm, "pool") + gain(arm, "test")
+        lost = {a: gain(a, "pool") - gain(a, "test") for a in ("sft", arm)}
         claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
+        gaps = lost["sft"] - lost[arm]
         yield Claim("UFT", claim, f"points: {difference(gaps)}", verdict(gaps), len(gaps), command)
+        gaps = 100 * (lost["sft"] / gain("sft", "pool") - lost[arm] / gain(arm, "pool"))
+        yield Claim(
+            "UFT", f"{claim}, as a share of its gain", f"percent: {difference(gaps)}", verdict(gaps), len(gaps), command
+        )
     for arm in ("sft", "rft", "uft"):
         here, there = gain(arm, "test"), gain(arm, "unseen")
         claim = f"{arm.upper()} generalises: to an unseen number it carries four fifths of its gain"
@@ -224,15 +229,16 @@ def on_skills() -> Iterator[Claim]:
 def results_table() -> str:
     """All methods; and what they took on the cores that they were measured with."""
     shares = "test_chosen test unseen pool pass@1_test pass@8_test legal".split()
-    head = ["method", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
+    head = ["method", "settings", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
     head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
-    rows = [["(best fixed formula)", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
+    rows = [["(best fixed formula)", "", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
     for arm, some in sorted(countdown.arms().items(), key=lambda arm: points(arm[1]).mean()):
         cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
         speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / max(cost["seconds"], 1)
         costs = [f"{x:,.0f}" for x in (cost["rollouts"], cost["demo_tokens"], cost["seconds"], speed)]
         costs = [""] * 4 if arm == "base" else costs
-        rows += [[f"`{arm}`", *(spread(points(some, x)) for x in shares), *costs]]
+        own = {name: x for name, x in countdown.tuned().get(arm, {}).items() if name != "method" and x}
+        rows += [[f"`{arm}`", countdown.said(own), *(spread(points(some, x)) for x in shares), *costs]]
     return markdown(head, rows)
 
 
