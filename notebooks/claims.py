@@ -182,16 +182,12 @@ def on_trees() -> Iterator[Claim]:
         yield Claim("UFT", claim, number, holds, n, command, arm == "uft_uniform")
     for arm, claim in {
         "sft": "Imitation alone ends where its teacher ends",
-        "r3": "(ours) R3, hints without their log-likelihood, fades",
-    }.items():
-        yield Claim("UFT", claim, solved(arm), "holds" if reached[arm][-1] < 5 else "does not hold", n, command)
-    claim = "(ours) Only hints get past the wall: not {}, which {}"
-    for arm, what in {
-        "superrl": "copies the demonstration where all tries failed",
-        "luffy": "has it as one answer of the group",
+        "r3": "Hints without their log-likelihood (R3) fade",
+        "superrl": "Without prefixes as hints it does not work: who copies the demonstration where all tries failed (superrl)",
+        "luffy": "Without prefixes as hints it does not work: who has it as one answer of the group (luffy)",
     }.items():
         holds = "holds" if reached[arm][-1] < 5 else "does not hold"
-        yield Claim("UFT", claim.format(arm, what), solved(arm), holds, n, command, True)
+        yield Claim("ours", claim, solved(arm), holds, n, command, arm == "superrl")
 
 
 def on_skills() -> Iterator[Claim]:
