@@ -183,8 +183,8 @@ def on_trees() -> Iterator[Claim]:
     for arm, claim in {
         "sft": "Imitation alone ends where its teacher ends",
         "r3": "Hints without their log-likelihood (R3) fade",
-        "superrl": "Without prefixes as hints it does not work: who copies the demonstration where all tries failed (superrl)",
-        "luffy": "Without prefixes as hints it does not work: who has it as one answer of the group (luffy)",
+        "superrl": "Prefixes are needed: to copy the whole where all tries failed (superrl) does not do",
+        "luffy": "Prefixes are needed: the whole as one answer of the group (luffy) does not do",
     }.items():
         holds = "holds" if reached[arm][-1] < 5 else "does not hold"
         yield Claim("ours", claim, solved(arm), holds, n, command, arm == "superrl")

@@ -34,7 +34,6 @@ ARMS = {  # what of the grid makes a difference to which method
     "uft": ["lr", "entropy_coef", "hint_coef"],
     "uft_uniform": ["lr", "entropy_coef", "hint_coef"],
     "sasr": ["lr", "entropy_coef", "warmup"],
-    "bread": ["lr", "entropy_coef"],
     "superrl": ["lr", "entropy_coef"],
     "luffy": ["lr", "entropy_coef"],
     "frontier": ["lr", "entropy_coef", "hint_coef"],
@@ -42,9 +41,9 @@ ARMS = {  # what of the grid makes a difference to which method
 SAMPLING = [name for name, method in METHODS.items() if not isinstance(method, GivenAnswers)]
 RELATIVES = {name: ["lr", "entropy_coef"] for name in SAMPLING if name not in ARMS}
 RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
-PANELS = {  # at most six lines in each
+PANELS = {  # at most five lines in each
     "no hints": ["rft", "sft", "sft_rft", "sasr"],
-    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform", "bread", "frontier"],
+    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform", "frontier"],
     "the whole demonstration, as one answer more": ["superrl", "luffy", "uft_uniform"],
 }
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
@@ -85,7 +84,7 @@ def took(result: dict, what: str = "rollouts") -> float:
     """Rollouts (or sampled tokens) to 0.9; a run that did not get there counts as if hints had saved it none."""
     if result["reached"]:
         return result[what]
-    spent = max(ROLLOUTS * result["step"], result["rollouts"])
+    spent = ROLLOUTS * result["step"]
     return spent if what == "rollouts" else result[what] * spent / max(result["rollouts"], 1)
 
 
@@ -127,14 +126,12 @@ def tuned(method: str) -> dict:
 
 
 def race(arms: dict[str, dict], horizons: list[int], seeds: range, cap: int, name="horizon", **more) -> dict:
-    """{arm: {H: a result for each seed}}; an arm is a method's name and settings. Who takes more than 256 rollouts a
-    step, as bread does, gets there only if that is within the same budget."""
+    """{arm: {H: a result for each seed}}; an arm is a method's name and settings."""
     cells = [(arm, H) for arm in arms for H in horizons]
     runs = [tree(H=H, seed=i, **arms[arm] | dict(steps=cap // ROLLOUTS) | more) for arm, H in cells for i in seeds]
     results, found = iter(measured(name, runs)), {arm: {} for arm in arms}
     for arm, H in cells:
-        some = [next(results) for _ in seeds]
-        found[arm][H] = [x | {"reached": x["reached"] and x["rollouts"] <= cap} for x in some]
+        found[arm][H] = [next(results) for _ in seeds]
     return found
 
 
