@@ -110,13 +110,14 @@ def on_generalisation() -> Iterator[Claim]:
 
     for arm in ("rft", "uft"):
         lost = {a: gain(a, "pool") - gain(a, "test") for a in ("sft", arm)}
-        claim = f"SFT memorises: it gains more on its own problems than on the test's, by more than {arm.upper()}"
-        gaps = lost["sft"] - lost[arm]
-        yield Claim("UFT", claim, f"points: {difference(gaps)}", verdict(gaps), len(gaps), command)
-        gaps = 100 * (lost["sft"] / gain("sft", "pool") - lost[arm] / gain(arm, "pool"))
-        yield Claim(
-            "UFT", f"{claim}, as a share of its gain", f"percent: {difference(gaps)}", verdict(gaps), len(gaps), command
+        shares = {a: 100 * x / gain(a, "pool") for a, x in lost.items()}
+        claim = (
+            f"SFT memorises: of what it gains on its own problems it loses more on the test's than {named(arm)} does"
         )
+        for how, x in {"percent of the gain": shares, "points": lost}.items():
+            gaps = x["sft"] - x[arm]
+            number = f"SFT {x['sft'].mean():.1f} {how}, {named(arm)} {x[arm].mean():.1f}: {difference(gaps)}"
+            yield Claim("UFT", f"{claim}: {how}", number, verdict(gaps), len(gaps), command)
     for arm in ("sft", "rft", "uft"):
         here, there = gain(arm, "test"), gain(arm, "unseen")
         claim = f"{arm.upper()} generalises: to an unseen number it carries four fifths of its gain"
