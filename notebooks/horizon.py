@@ -36,14 +36,13 @@ ARMS = {  # what of the grid makes a difference to which method
     "sasr": ["lr", "entropy_coef", "warmup"],
     "superrl": ["lr", "entropy_coef"],
     "luffy": ["lr", "entropy_coef"],
-    "frontier": ["lr", "entropy_coef", "hint_coef"],
 }
 SAMPLING = [name for name, method in METHODS.items() if not isinstance(method, GivenAnswers)]
 RELATIVES = {name: ["lr", "entropy_coef"] for name in SAMPLING if name not in ARMS}
 RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
-PANELS = {  # at most five lines in each
+PANELS = {  # at most four lines in each
     "no hints": ["rft", "sft", "sft_rft", "sasr"],
-    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform", "frontier"],
+    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform"],
     "the whole demonstration, as one answer more": ["superrl", "luffy", "uft_uniform"],
 }
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
@@ -212,8 +211,7 @@ def draw(axis, results: dict[str, dict], what: str = "rollouts") -> None:
 @cache
 def far() -> dict[str, dict[int, list[dict]]]:
     """Twice as far as the grid went, with four times the budget."""
-    arms = {arm: tuned(arm) for arm in ("uft_uniform", "frontier")}
-    arms |= {f"uft_uniform, entropy {x:g}": tuned("uft_uniform") | dict(entropy_coef=x) for x in (0.02, 0.1)}
+    arms = {f"uft_uniform, entropy {x:g}": tuned("uft_uniform") | dict(entropy_coef=x) for x in (0.02, 0.1, 0.3)}
     return race(arms, [4] if QUICK else [24, 32], FIVE, 4 * CAP)
 
 
