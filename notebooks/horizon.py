@@ -72,10 +72,9 @@ def cells(method: str) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
-def runs_of(method: str, some: list[dict], H: int, seeds: range, fork: int = 2) -> list[list[dict]]:
+def runs_of(method: str, some: list[dict], H: int, seeds: range) -> list[list[dict]]:
     """Of each of some cells, a result for each seed."""
-    runs = [tree(method, H, seed, fork, **cell) for cell in some for seed in seeds]
-    found = measured("grid", runs, quick=False)
+    found = measured("grid", [tree(method, H, seed, **cell) for cell in some for seed in seeds], quick=False)
     return [found[i * len(seeds) :][: len(seeds)] for i in range(len(some))]
 
 
@@ -161,15 +160,9 @@ def two() -> dict[str, dict[int, list[dict]]]:
 
 @cache
 def depths() -> dict[str, dict[int, list[dict]]]:
-    """The demonstration turns off earlier and earlier, so that more leaves lie beyond. Every arm that solves most trees
-    of this size with k = 2, at the settings chosen for k = 2; and at those that are best for k = 4, of the five that
-    led the grid's first round."""
-    H, forks, arms = (4, [0, 2], {}) if QUICK else (12, [0, 2, 4, 6], {})
-    for arm in [arm for arm in ARMS if H in forked()[arm] and 2 * summary(forked()[arm][H])[0] > len(SEEDS)]:
-        some = next(rounds(arm))[0][:5]
-        results = runs_of(arm, some, 12, range(100, 105), fork=4)
-        ranks = [(-solved, rollouts, -score) for solved, rollouts, score in map(summary, results)]
-        arms |= {arm: tuned(arm), f"{arm}, tuned at k = 4": dict(method=arm) | some[ranks.index(min(ranks))]}
+    """The demonstration turns off earlier and earlier, so that more leaves lie beyond. Settings as for k = 2."""
+    H, forks = (4, [0, 2]) if QUICK else (12, [0, 2, 4, 6])
+    arms = {arm: tuned(arm) for arm in ("sft_rft", "sasr", "r3", "uft", "uft_uniform", "superrl", "luffy")}
     found = {k: race(arms, [H], FIVE, CAP, fork=k) for k in forks}
     return {arm: {k: found[k][arm][H] for k in forks} for arm in arms}
 
