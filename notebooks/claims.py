@@ -189,6 +189,12 @@ def on_trees() -> Iterator[Claim]:
     }.items():
         holds = "holds" if reached[arm][-1] < 5 else "does not hold"
         yield Claim("ours", claim, solved(arm), holds, n, command, arm == "superrl")
+    some = horizon.depths()["uft_uniform"]
+    reached = [horizon.summary(x)[0] for x in some.values()]
+    number = f"solved: {', '.join(map(str, reached))} of {len(horizon.FIVE)} at k = {', '.join(map(str, some))}"
+    claim = "UFT (uniform hints) also passes a demonstration that turns off k steps before the end, H = 12"
+    holds = "holds" if 2 * min(reached) > len(horizon.FIVE) else "does not hold"
+    yield Claim("ours", claim, number, holds, len(horizon.FIVE), command.replace("forked", "depths"))
 
 
 def on_skills() -> Iterator[Claim]:
