@@ -184,8 +184,8 @@ def on_trees() -> Iterator[Claim]:
     for arm, claim in {
         "sft": "Imitation alone ends where its teacher ends",
         "r3": "Hints without their log-likelihood (R3) fade",
-        "superrl": "Prefixes are needed: to copy the whole where all tries failed (superrl) does not do",
-        "luffy": "Prefixes are needed: the whole as one answer of the group (luffy) does not do",
+        "superrl": "Prefixes are needed: to copy the demonstration where all tries failed (superrl) is not enough",
+        "luffy": "Prefixes are needed: the demonstration as one answer of each group (luffy) is not enough",
     }.items():
         holds = "holds" if reached[arm][-1] < 5 else "does not hold"
         yield Claim("ours", claim, solved(arm), holds, n, command, arm == "superrl")

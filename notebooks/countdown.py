@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import Problem, make_task  # noqa: E402
 from nanouft import rollout  # noqa: E402
-from notebooks.lab import QUICK, behaviour, measured  # noqa: E402
+from notebooks.lab import QUICK, behaviour, make, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -150,7 +150,7 @@ def arms() -> dict[str, list[dict]]:
 
 @cache
 def dial() -> dict[tuple[int, str], list[dict]]:
-    """From a weak base to a strong one, with the settings of the strong one."""
+    """From a weak base to the usual one, with the settings of the usual one."""
     some = {"base": dict(steps=0)} | {arm: tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
     return several({(n, arm): dict(base_steps=n) | cell for n in DIAL for arm, cell in some.items()}, FEW)
 
@@ -191,13 +191,5 @@ def print_grid() -> None:
         print(f"{arm:9s}" + "   ".join(marked), flush=True)
 
 
-def main(names: list[str]) -> None:
-    if unknown := set(names) - set(EXPERIMENTS):
-        sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    print_grid()
-    for name in names or EXPERIMENTS:
-        EXPERIMENTS[name]()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    make(print_grid, EXPERIMENTS, sys.argv[1:])

@@ -65,16 +65,10 @@ def curves(axis) -> None:
 
 
 def rollouts(axis) -> None:
-    """Medians and quartiles of ten seeds; hollow where half of them or more were stopped at the largest budget."""
-    for arm in ("rft", "sft_rft", "superrl", "uft", "uft_uniform"):
-        runs = horizon.forked()[arm]
-        H, low, median, high = horizon.curve(runs)
-        axis.plot(H, median, ".-", color=COLORS[arm], label=arm)
-        axis.fill_between(H, low, high, color=COLORS[arm], alpha=0.12, lw=0)
-        stopped = np.array([horizon.summary(x)[0] <= 5 for x in runs.values()])
-        axis.plot(H[stopped], median[stopped], "o", color=COLORS[arm], mfc="white")
-    axis.set(title="trees with 4^H leaves", xlabel="horizon H: steps of an answer", yscale="log")
-    axis.set(ylabel="rollouts until it is solved")
+    horizon.draw(axis, {arm: horizon.forked()[arm] for arm in ("rft", "sft_rft", "superrl", "uft", "uft_uniform")})
+    axis.set(
+        title="trees with 4^H leaves", xlabel="horizon H: steps of an answer", ylabel="rollouts until it is solved"
+    )
     axis.legend(frameon=False, fontsize=9)
 
 

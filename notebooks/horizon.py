@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanouft import METHODS, GivenAnswers  # noqa: E402
-from notebooks.lab import QUICK, measured  # noqa: E402
+from notebooks.lab import QUICK, make, measured  # noqa: E402
 from notebooks.report import COLORS  # noqa: E402
 from train import Config  # noqa: E402
 
@@ -211,14 +211,6 @@ def far() -> dict[str, dict[int, list[dict]]]:
 EXPERIMENTS = {f.__name__: f for f in (forked, depths, far, plain, two, blind)}
 
 
-def main(names: list[str]) -> None:
-    if unknown := set(names) - set(EXPERIMENTS):
-        sys.exit(f"{unknown.pop()}: expected some of {', '.join(EXPERIMENTS)}")
-    print_grid()
-    for name in names or EXPERIMENTS:
-        EXPERIMENTS[name]()
-
-
 def print_grid() -> None:
     """Trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
     for method in ARMS | RELATIVES:
@@ -232,4 +224,4 @@ def print_grid() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    make(print_grid, EXPERIMENTS, sys.argv[1:])

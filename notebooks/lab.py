@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -179,3 +180,12 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     if missing:
         print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
     return [kept[key] for key in keys]
+
+
+def make(grid: Callable, experiments: dict[str, Callable], names: list[str]) -> None:
+    """The grid that settings come from, and those experiments that are named, or all."""
+    if unknown := set(names) - set(experiments):
+        sys.exit(f"{unknown.pop()}: expected some of {', '.join(experiments)}")
+    grid()
+    for name in names or experiments:
+        experiments[name]()
