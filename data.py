@@ -141,7 +141,7 @@ class Countdown(Task):
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])
         self.equation = re.compile(rf"(\d{{1,9}})([{re.escape(self.SIGNS[ops])}])(\d{{1,9}})=(\d{{1,9}})", re.ASCII)
         self.numbers, self.signs, self.high, self.limit = numbers, self.SIGNS[ops], high, limit
-        self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
+        self.prompt_tokens, self.answer_tokens, self.moves = 2 * numbers + 2, 6 * (numbers - 1), (8 * numbers, 3)
         self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
 
     def place(self, problem: Problem) -> str:
@@ -151,12 +151,13 @@ class Countdown(Task):
     def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
         """The target is what random play reaches, and this play the demonstration."""
         for _ in range(10_000):
-            numbers = self.draw(rng)
-            equations, target = self.play(numbers, rng)
-            problem, excess = self.put(numbers, target, equations), sum(numbers) - target
+            numbers, chance = self.draw(rng), rng.random(self.moves)
+            wanted = self.place(Problem("", numbers=numbers)) == split  # asked first, since to play takes longest
+            equations, target = self.play(numbers, chance) if wanted else ([], 0)
+            excess = sum(numbers) - target
             # A number that is subtracted counts twice: it is missing, and taken away.
-            if target and excess not in [0, *(2 * n for n in numbers)] and self.place(problem) == split:
-                return problem
+            if target and excess not in [0, *(2 * n for n in numbers)]:
+                return self.put(numbers, target, equations)
         raise ValueError(f"countdown: random play finds no such problem for {split}: choose a lower high")
 
     def random_play(self, rng: np.random.Generator) -> Problem:
@@ -164,7 +165,7 @@ class Countdown(Task):
         of a validation or test problem; the unseen number is among them, or the base could not count with it."""
         while True:
             numbers = self.draw(rng)
-            (_, target), (equations, reached) = self.play(numbers, rng), self.play(numbers, rng)
+            (_, target), (equations, reached) = (self.play(numbers, rng.random(self.moves)) for _ in range(2))
             problem = self.put(numbers, target, equations)
             if target and reached and self.place(problem) in ("pool", "base"):
                 return problem
@@ -172,10 +173,10 @@ class Countdown(Task):
     def draw(self, rng: np.random.Generator) -> list[int]:
         return rng.integers(1, self.high + 1, self.numbers).tolist()
 
-    def play(self, numbers: list[int], rng: np.random.Generator) -> tuple[list[str], int]:
+    def play(self, numbers: list[int], chance: np.ndarray) -> tuple[list[str], int]:
         """Random legal moves until one number is left: the equations, and that number. ([], 0): there was no move."""
         left, equations = list(numbers), []
-        for x, y, z in rng.random((8 * len(numbers), 3)).tolist():
+        for x, y, z in chance.tolist():
             i, j = int(x * len(left)), int(y * len(left))
             a, b, op = left[i], left[j], self.signs[int(z * len(self.signs))]
             result = apply(a, op, b)

@@ -140,9 +140,7 @@ class Resample(Method):
 class Remember(Method):
     """Each problem keeps its interval, which moves"""
 
-    after: Callable | None = (
-        None  # (rho, the interval's end, share of the group that solved it, L) -> the next interval
-    )
+    after: Callable | None = None  # (rho, the interval's end, share of the group that succeeds, L) -> the next one
 
     def explore(self, s: Step) -> Rows:
         rows = super().explore(s)
