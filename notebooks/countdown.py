@@ -174,8 +174,8 @@ def switches() -> dict[str, list[dict]]:
 
 @cache
 def hints() -> dict[str, list[dict]]:
-    """UFT with one thing changed: what hints weigh, and how they end."""
-    cells = {"uft": {}, "c = 0": dict(hint_coef=0.0)}
+    """UFT with one thing changed: what hints weigh, how they end, and a length of its own for each problem."""
+    cells = {"uft": {}, "c = 0": dict(hint_coef=0.0), "frontier": dict(method="frontier")}
     cells |= {f"p = {x:g}, then 0": dict(hint_low=x, hint_high=x) for x in (0.5, 0.95)}
     return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW)
 
