@@ -36,7 +36,7 @@ class Task:
 
     A task defines prompt_tokens and answer_tokens (the longest there are; an answer's <end> counts), and
 
-        problem(rng, split="pool") -> Problem     a new one; `split` is the one wanted, where few draws fall into it
+        problem(rng, split="pool") -> Problem     a new one; if draws seldom fall into `split`, it should aim there
         pose(text) -> Problem                     a user's own, which is written as a prompt is and matches `form`
         reward(problem, answer) -> float          for any text at all
 
@@ -45,7 +45,7 @@ class Task:
 
     WORD = r"\d+| -> |.|\n"
 
-    SPLITS: tuple[str, ...] = ("pool", "validation", "test")  # what comes after is of another kind than the training's
+    SPLITS: tuple[str, ...] = ("pool", "validation", "test")  # further ones hold tests of another kind
 
     form = r".*"  # of a user's own problem
     ends = True  # answers are closed by <end>
@@ -131,7 +131,7 @@ class Countdown(Task):
     """
 
     SPLITS = (*Task.SPLITS, "unseen")
-    UNSEEN = 7  # a number that training never gives
+    UNSEEN = 7  # a number that fine-tuning never gives; only the base has practised it
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
     def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50):
@@ -145,7 +145,8 @@ class Countdown(Task):
         self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
 
     def place(self, problem: Problem) -> str:
-        split = super().place(problem)  # of what has the unseen number a part is for the base alone
+        split = super().place(problem)
+        # With the unseen number test problems become the split "unseen", and all others are for the base alone.
         return split if self.UNSEEN not in problem.numbers else "unseen" if split == "test" else "base"
 
     def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
@@ -154,9 +155,8 @@ class Countdown(Task):
             numbers, chance = self.draw(rng), rng.random(self.moves)
             wanted = self.place(Problem("", numbers=numbers)) == split  # asked first, since to play takes longest
             equations, target = self.play(numbers, chance) if wanted else ([], 0)
-            excess = sum(numbers) - target
-            # A number that is subtracted counts twice: it is missing, and taken away.
-            if target and excess not in [0, *(2 * n for n in numbers)]:
+            # A number that is subtracted counts twice in what the target lacks: it is missing, and taken away.
+            if target and sum(numbers) - target not in [0, *(2 * n for n in numbers)]:
                 return self.put(numbers, target, equations)
         raise ValueError(f"countdown: random play finds no such problem for {split}: choose a lower high")
 

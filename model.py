@@ -1,7 +1,7 @@
 """A small GPT and how it writes. Nothing in here knows of tasks, rewards or training.
 
 The block is exactly Llama's (RMSNorm before each half, rotate-half rotary positions, SwiGLU, no biases) and the output
-is tied to the input embedding, so a checkpoint can leave for other engines unchanged. Letters in shape comments:
+is tied to the input embedding, so other engines can run it (notebooks/export.py). Letters in shape comments:
 
     B rows   T tokens   C width   H heads   D = C / H   V vocabulary
 """
@@ -80,7 +80,7 @@ class GPT(nn.Module):
         if width % D:
             raise ValueError(f"--width {width}: expected a multiple of {D}, the size of an attention head")
         self.n_head, self.writable = (n_head := width // D), writable
-        self.bf16 = ["cuda"] * (width >= 256)  # devices on which the blocks compute in bf16
+        self.bf16 = ["cuda"] if width >= 256 else []  # devices on which the blocks compute in bf16
         self.embed = nn.Embedding(vocab, width)
         self.blocks = nn.ModuleList(Block(width, n_head) for _ in range(n_layer))
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -118,7 +118,7 @@ def pad_rows(rows: list[list[int]], pad: int, device: torch.device, left: bool =
     return torch.from_numpy(padded).to(device), torch.tensor([len(r) for r in rows], device=device)
 
 
-LOOK_EVERY = {"cpu": 1}  # after so many words write() asks whether all rows have ended; on other devices after 8
+LOOK_EVERY = {"cpu": 1}  # tokens between two checks of whether all rows have ended; 8 on other devices
 
 
 @torch.inference_mode()
@@ -140,7 +140,8 @@ def sample(
         if limits[i]:
             rows_of.setdefault(tuple(prefix), []).append(i)
     by_length = sorted(rows_of, key=len)
-    # Prefixes of like length need little padding. So many tokens to read, and rows to write, stay in a CPU's caches.
+    # Prefixes of like length need little padding. At most so many tokens are read, and rows written, at a time: a CPU
+    # then finds them in its caches.
     most = 2_000 if device.type == "cpu" else 10_000
     size = max(1, min(most // max(map(len, prefixes)), most * len(rows_of) // len(prefixes)))
     for some in (by_length[i : i + size] for i in range(0, len(by_length), size)):
@@ -179,7 +180,7 @@ def write(
             p[row, t] = distribution.gather(1, token[:, None])[:, 0]
         text[row, t] = token
         going &= (token != stop) & (limit[row] > t + 1)
-        # To look costs a GPU a wait for all that it was told to do.
+        # To read a number from a GPU is to wait until all its work is done.
         left = int(going.sum()) if t % LOOK_EVERY.get(device.type, 8) == 0 else len(row)
         if left == 0:
             break

@@ -15,7 +15,7 @@ l = L units with c = 1 is supervised fine-tuning (SFT). No hint, l = 0, is reinf
 between: hints that grow shorter from step to step, with a small c on them. SASR tosses a coin in each step, for SFT or
 for RFT. Implicit-reward UFT learns from whole answers that are given, each with a score, from which c follows.
 
-train_step is the engine. METHODS, on the last page, is the table of all methods. Read these two, then from here.
+train_step is the engine. METHODS, at the end of this file, is the table of all methods. Read these two, then from here.
 
 The words. The *policy* pi is the model in training; the *base* is a frozen copy from before this training. A *rollout*
 samples an answer. Its *reward* says how good it is (mostly 1.0 right, 0.1 well-formed but wrong, 0 neither). A *group*
@@ -68,7 +68,7 @@ from model import GPT, pad_rows, sample
 class Rows:
     """N rows of T tokens. The G rows of a group stand side by side.
 
-    tokens   5 2 1 -> 4 \\n 5 - 2 = 3 \\n 3 + 1 = 4 <end> <pad> <pad>      (blanks, tokens too, are left out)
+    tokens   9 5 1 -> 3 \\n 9 - 5 = 4 \\n 4 - 1 = 3 <end> <pad> <pad>      (blanks, tokens too, are left out)
     hint                    x x x x x x                                    given
     suffix                              x x x x x x                        sampled; so is <end>: to stop is a choice
     weight   0 0 0 0  0  0  c c c c c c A A A A A A      0     0           how hard each token is pushed
@@ -95,13 +95,13 @@ class Rows:
 
 def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=1.0, generator=None) -> Rows:
     """One row for each of N problems and its hint, the first hints[i] units: the model finishes the answer."""
-    known = {p: (task.encode(p.prompt), task.units(p), task.best(p)) for p in set(problems)}  # once, not for each row
-    starts = [(known[p][0], sum(known[p][1][:n], [])) for p, n in zip(problems, hints, strict=True)]  # prompt and hint
+    encode, units, best, judge = map(cache, (task.encode, task.units, task.best, task.reward))  # once for equal rows
+    starts = [(encode(p.prompt), sum(units(p)[:n], [])) for p, n in zip(problems, hints, strict=True)]  # prompt, hint
     # <end> belongs to the last unit: after a full hint there is nothing left to write.
     limits = [0 if hint[-1:] == [task.end] else task.answer_tokens - len(hint) for _, hint in starts]
     tails, logp = sample(model, [x + hint for x, hint in starts], limits, task.end, task.pad, temperature, generator)
 
-    ids, kinds, rewards, judge = [], [], [], cache(task.reward)  # equal answers of a group are judged once
+    ids, kinds, rewards = [], [], []
     for p, (prompt, hint), tail in zip(problems, starts, tails, strict=True):
         ids.append(prompt + hint + tail)
         kinds.append([0] * len(prompt) + [1] * len(hint) + [2] * len(tail))
@@ -109,8 +109,8 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
         rewards.append(0.0 if answer is None else judge(p, answer))
     tokens, kind = pad_rows(ids, task.pad, logp.device)[0], pad_rows(kinds, 0, logp.device)[0]  # (N, T)
     logp = logp.new_zeros(tokens.shape).masked_scatter(kind == 2, logp)
-    reward, best = logp.new_tensor([rewards, [known[p][2] for p in problems]])  # (N,)
-    return Rows(problems, tokens, kind == 1, kind == 2, logp, reward, reward >= best, torch.zeros_like(logp))
+    reward, goal = logp.new_tensor([rewards, [best(p) for p in problems]])  # (N,)
+    return Rows(problems, tokens, kind == 1, kind == 2, logp, reward, reward >= goal, torch.zeros_like(logp))
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class Step:
 
     @property
     def L(self) -> np.ndarray:
-        """(P, 1) units in each demonstration: a column, since the rows of a group share their problem."""
+        """(P, 1) how many units each demonstration has: a column, since the rows of a group share their problem."""
         return np.array([[len(problem.demo)] for problem in self.problems])
 
     def rollout(self, problems: list[Problem], hints: np.ndarray) -> Rows:
@@ -167,7 +167,7 @@ class Method:
     c: Callable | float | str  # of the step and its rows: (P, G), the weight of hint tokens
     advantage: Callable | float | str  # A, of the step and its rows: (P, G), the weight of suffix tokens
     warm: bool = False  # begins with cfg.warmup steps of sft
-    p_sft: Callable | float | str = 0  # of the step: the probability that it is one of sft, after the warm-up
+    p_sft: Callable | float | str = 0  # of the step: the probability, after the warm-up, that it is one of sft
 
     def explore(self, s: Step) -> Rows:
         """The rows: a group of rollouts for each problem, each from its hint."""
@@ -208,7 +208,7 @@ def all_sum(x: Tensor) -> Tensor:
 
 
 def gather(x) -> list:
-    """x of each of these processes, the first one's first."""
+    """The x of every process, in order of rank; with one process, [x]."""
     found = [x]
     if torch.distributed.is_initialized():
         found *= torch.distributed.get_world_size()
@@ -237,8 +237,8 @@ def loss_sum(method: Method, s: Step, rows: Rows) -> Tensor:
 
 
 def shared_once(rows: Rows, G: int) -> Tensor:
-    """(N, T) weights that have the same gradient, on fewer rows. Rows of a group that begin with the same hint have the
-    same log-probabilities on it. So the first row takes over the hint weights of all of them, and they keep none."""
+    """(N, T) weights that have the same gradient, on fewer rows. Rows of a group which share the first row's hint have
+    the same log-probabilities on it. So the first row takes over their hint weights, and they keep none."""
     given, weight = (x.unflatten(0, (-1, G)) for x in (rows.tokens.where(rows.hint, -1), rows.weight))  # (P, G, T)
     shared = (given == given[:, :1]).all(2, keepdim=True) & (given >= 0)
     total, weight = weight.where(shared, 0.0).sum(1), weight.masked_fill(shared, 0.0)
@@ -388,9 +388,10 @@ def mse(r_hat: Tensor, score: Tensor) -> Tensor:
 
 
 def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> Tensor:
-    """(P, G) The weight c on an answer's tokens that has the gradient of the loss: c = -dloss / dlog pi. Since r_hat is
-    beta log pi and a constant, that is -beta dloss / dr_hat. For mse and score 1, with sigma = sigmoid(r_hat), it is
-    2 beta sigma (1 - sigma)^2: SFT that fades; little of it is left once log pi is some 4 / beta above the base's.
+    """(P, G) The weight c for an answer's tokens with which c * grad log pi is minus the gradient of the loss: c is
+    -dloss / dlog pi. Since r_hat is beta log pi and a constant, that is -beta dloss / dr_hat. For mse and score 1, with
+    sigma = sigmoid(r_hat), it is 2 beta sigma (1 - sigma)^2: SFT that fades; little of it is left once log pi is some
+    4 / beta above the base's.
 
     >>> score_weights(mse, torch.zeros(1, 3), torch.tensor([[1.0, 0.6, 0.1]]), beta=0.4)     # sigma = 1/2
     tensor([[ 0.1000,  0.0200, -0.0800]])

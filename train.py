@@ -4,7 +4,7 @@ python train.py --method uft                     one run, which ends in its scor
 python train.py --method sft rft --seed 1        several, one after the other
 python train.py --help                           all settings, methods and tasks
 torchrun --nproc_per_node 4 train.py ...         several GPUs or machines share out the problems of each step
-run(Config(method="uft"))                        the same from Python: returns the metrics and writes nothing
+run(Config(method="uft"))                        the same from Python: returns the metrics; writes only out/base
 
 Every random number follows from the seed, its purpose, the step and the process. So the same command goes on where it
 was stopped, bit for bit on one machine, and a run that is killed loses only the steps since its last checkpoint.
@@ -36,10 +36,10 @@ class Config:
 
     task: str = "countdown"  # the task; its own options follow its name, as in tree:horizon=8,fork=2
     method: str = "uft"  # the method; on the command line also several
-    seed: int = 0  # drives everything: problems, weights, samples, hints, coins
+    seed: int = 0  # drives all but validation and test problems: the pool, weights, samples, hints, coins
     steps: int = 500  # training steps; each draws its problems anew
     device: str = "auto"  # cpu or cuda; auto takes a GPU from a million parameters on
-    out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: nothing is written)
+    out: str = ""  # folder to write to (command line: out/TASK-seedN; from Python: none)
     cache: str = "out/base"  # folder of trained base models
     # problems and model
     demos: int = 1024  # problems to train on (the pool), each with a demonstration
@@ -53,8 +53,8 @@ class Config:
     group: int = 8  # rollouts a problem
     lr: float = 5e-4  # AdamW's learning rate
     decay: float = 0.0  # AdamW's weight decay
-    second_lr: float = 0.0  # the same after the warm-up of sft_rft, sft_una, sft_dpo; 0: as before
-    reference: str = "base"  # what their KL and implicit reward compare with then: base, or sft: what the warm-up made
+    second_lr: float = 0.0  # AdamW's learning rate after the warm-up of sft_rft and others in two stages; 0: lr
+    reference: str = "base"  # of KL and implicit reward after that warm-up: base, or sft (the model that it made)
     updates: int = 1  # optimizer steps on the same rows; from the second on, clipping bites
     clip: float = 0.2  # ratios are clipped to 1 - clip .. 1 + clip
     kl_coef: float = 0.0  # weight of the KL to the base
@@ -63,13 +63,13 @@ class Config:
     # hints and switches
     hint_coef: float = 0.3  # c, the weight of the hint's log-likelihood; the UFT paper's beta
     hint_steps: int = 240  # T_hint: no hints from this step on
-    hint_low: float = 0.05  # p(t) just before that
+    hint_low: float = 0.05  # p(t) in the last step that has hints
     hint_high: float = 0.95  # p(t) at the start
-    warmup: int = 100  # supervised steps that sft_rft, sft_una, sasr and the like begin with
+    warmup: int = 100  # supervised steps that sft_rft, sasr and the like begin with
     gamma: float = 1.0  # SASR: factor on the warm-up's gradient norm
     # given answers
     beta: float = 0.03  # scale of the implicit reward, beta log(pi / base)
-    share: float = 0.5  # of demonstrations after the warm-up: in a step (skills), or of supervised steps (family's mix)
+    share: float = 0.5  # of problems with a demonstration in a step (task skills); p_sft (method mix)
     # when to look, and when to stop
     eval_every: int = 50  # steps between validations; each is followed by a checkpoint
     until: float = 2.0  # stop once the validation accuracy (trees: the expected reward) is this high; 2: never
@@ -83,11 +83,11 @@ class Config:
 
 
 FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "reference": {"choices": ["base", "sft"]}}
-SHARES, AT_LEAST_1 = "hint_low hint_high share", "problems group updates micro_batch validation eval_every"
-MAY_CHANGE = "steps out cache device"  # when a run goes on
+SHARES, AT_LEAST_1 = "hint_low hint_high share", "problems group updates micro_batch validation eval_every demos warmup"
+MAY_CHANGE = "steps out cache device"  # where a stopped run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]  # from the run's start
 FORMAT = 6  # of checkpoints; raise it when their content changes
-RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(x, x == "WORLD_SIZE")) for x in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(*x)) for x in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 
 
 def check(cfg: Config) -> None:
@@ -110,7 +110,7 @@ def save(path: Path, content: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"format": FORMAT} | content, temporary)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's word for a full disk
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {path} ({error}); what was there before still is") from None
 
@@ -126,8 +126,8 @@ def load(path: Path) -> dict:
 
 
 def saved_run(cfg: Config, steps: int) -> dict:
-    """What the run's folder holds, or what a new run begins with. Before a run begins, and before it writes, this makes
-    sure that these are neither another run's results, nor more steps of this one, as when two processes train it."""
+    """What the run's folder holds, or what a new run begins with. A folder that holds another run, or more steps of
+    this one, is refused: when a run begins, and before each save, since a second process may be training the same."""
     path, metrics = Path(cfg.out, "checkpoint.pt"), [{"step": 0} | dict.fromkeys(COUNTED, 0)]
     new = {"config": asdict(cfg), "metrics": metrics, "memory": {}, "end": {}}
     saved = load(path) if cfg.out and path.exists() else new
@@ -143,7 +143,7 @@ def saved_run(cfg: Config, steps: int) -> dict:
 
 
 def pick_device(cfg: Config) -> torch.device:
-    """auto: a GPU, if there is one, from a million parameters on: smaller models are launched longer than they work."""
+    """auto: a GPU, if there is one, from a million parameters on: a smaller one would have it wait for Python."""
     cuda, large = torch.cuda.is_available(), 12 * cfg.layers * cfg.width**2 >= 1_000_000
     name = cfg.device if cfg.device != "auto" else "cuda" if cuda and large else "cpu"
     if name not in ["cpu"] + ["cuda"] * cuda:
@@ -164,7 +164,7 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
 
 
 def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
-    """The test sets do not depend on the seed: every run reads the same."""
+    """Validation and test sets do not depend on the seed: every run is measured on the same problems."""
     found = {"pool": task.split("pool", cfg.demos, cfg.seed), "validation": task.split("validation", cfg.validation, 0)}
     return found | {name: task.split(name, cfg.test, 0) for name in task.SPLITS[2:]}
 
@@ -174,9 +174,9 @@ def folder(cfg: Config) -> str:
 
 
 def base_model(cfg: Config, task: Task) -> GPT:
-    """Where every method starts: supervised fine-tuning, by the same step as ever, on random legal play towards
-    unrelated targets. It knows the rules, not how to aim. It is cached by its settings. Trees and chains have no rules
-    to learn: there it is an untrained model."""
+    """Where every method starts: supervised fine-tuning, with the same train_step, on random legal play that ignores
+    the target. So it knows the rules, not how to aim. It is cached by its settings. Where a task has no random_play, as
+    on trees, it is an untrained model."""
     model = make_model(cfg, task)
     path = Path(cfg.cache, f"{folder(cfg)}-{task.vocab}-{cfg.layers}x{cfg.width}-{cfg.base_steps}.pt")
     if path.exists():
@@ -189,9 +189,9 @@ def base_model(cfg: Config, task: Task) -> GPT:
     adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0, fused=True)
     settings = replace(cfg, problems=64, group=1, updates=1)
     for t in tqdm(range(cfg.base_steps if task.random_play else 0), "base model", disable=None):
-        fall = min(1, 2 * (1 - t / cfg.base_steps))  # the learning rates', in the second half
+        rng, fall = randomness(cfg, 3, t)[0], min(1, 2 * (1 - t / cfg.base_steps))  # the second half: rates fall to 0
         muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"] = 0.01 * fall, 0.006 * fall
-        plays = [task.random_play(rng) for rng in [randomness(cfg, 3, t)[0]] for _ in range(settings.problems)]
+        plays = [task.random_play(rng) for _ in range(settings.problems)]
         train_step(METHODS["sft"], Step(t, settings, task, model, model, lambda _, x=plays: x, None), [muon, adamw])
     if task.random_play:
         save(path, {"model": model.state_dict()})
@@ -226,17 +226,18 @@ def score(record: dict) -> float:
 
 def exploration(s: Step) -> dict[str, float]:
     """A step's metrics on everything that was rolled out in it."""
-    sizes = [(x, x.suffix.sum(1)) for x in s.explored]
-    each = [[x.reward, n > 0, x.solved & (n > 0), n, x.logp.sum(1)] for x, n in sizes]
-    columns, groups = torch.cat([*map(torch.stack, each)], 1).double(), s.rows.reward.view(-1, s.cfg.group)
-    reward, rollouts, solved, sampled, logp = columns.sum(1).tolist()
-    found = {"rollouts": rollouts, "sampled_tokens": sampled, "reward": reward / columns.shape[1]}
+    each = [(x.suffix.sum(1), x.reward, x.solved, x.logp.sum(1)) for x in s.explored]
+    n, reward, solved, logp = (torch.cat(column).double() for column in zip(*each, strict=True))
+    tried, groups = (n > 0).double(), s.rows.reward.view(-1, s.cfg.group)  # nothing is left to try after a full hint
+    sums = torch.stack([x.sum() for x in (tried, n, reward, solved * tried, logp)])
+    rollouts, sampled, rewards, right, logp = sums.tolist()  # read once: a GPU waits for it
+    found = {"rollouts": rollouts, "sampled_tokens": sampled, "reward": rewards / len(reward)}
     found["frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).float().mean().item()
-    return found | ({"explored_solved": solved / rollouts, "entropy": -logp / sampled} if rollouts else {})
+    return found | ({"explored_solved": right / rollouts, "entropy": -logp / sampled} if rollouts else {})
 
 
 def learn(method: Method, s: Step, optimizer: torch.optim.Optimizer, last: dict) -> dict:
-    """One step: its metrics, those of all processes together."""
+    """One step: its metrics. Counts and the loss are sums over all processes; averages are of this one's own rows."""
     clock, before = time.perf_counter(), dict(s.memory)
     record = train_step(method, s, [optimizer]) | exploration(s)
     if wrong := [name for name, x in record.items() if not np.isfinite(x)]:
@@ -277,7 +278,7 @@ def run(cfg: Config, watch: Callable = lambda *_: {}) -> list[dict]:
         last = metrics[-1]
         if t % cfg.eval_every == 0 and "evaluated" not in last:
             found = gather(look("validation", 7, t))[0]
-            last |= found | last | {"accuracy": found["accuracy"], "evaluated": True}  # its "reward" is the step's own
+            last |= found | {"reward": last.get("reward", found["reward"]), "evaluated": True}  # the step's own, if any
             if last is max(metrics, key=score):
                 best.load_state_dict(model.state_dict())
         over = t == cfg.steps or score(last) >= cfg.until
