@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -163,7 +162,8 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     defaults = kept["defaults"].items()
     keys = [json.dumps(dict(sorted(settings(cfg).items() - defaults))) for cfg in runs]
     missing = {key: cfg for key, cfg in zip(keys, runs, strict=True) if key not in kept}
-    start = time.perf_counter()
+    if missing:
+        print(f"{name}: {len(missing)} runs to make", flush=True)
     bases = {(c.task, c.seed, c.layers, c.width, c.base_steps): c for c in missing.values()}
     new = [cfg for key, cfg in bases.items() if key not in made and make_task(cfg.task).random_play]
     side_by_side(new, base)  # once each: many runs share them
@@ -177,8 +177,6 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     for x in side_by_side([*missing.values()], work, after):
         if isinstance(x, BaseException):
             raise x
-    if missing:
-        print(f"{name}: {len(missing)} runs in {time.perf_counter() - start:.0f} seconds")
     return [kept[key] for key in keys]
 
 
