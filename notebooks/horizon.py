@@ -6,7 +6,7 @@ python notebooks/horizon.py forked           some of them (what is kept in resul
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def tuned(method: str) -> dict:
 
 
 @cache
-def deeper(method: str) -> dict:
+def tuned_for_four(method: str) -> dict:
     """The best of the five cells that led in the first round, where the demonstration turns off four steps before the
     end of twelve, on five trees that no figure shows."""
     some = next(rounds(method))[0][:5]
@@ -181,15 +181,26 @@ def two() -> dict[str, dict[int, list[dict]]]:
     return found | race({arm: tuned(arm) for arm in ("uft", "uft_uniform")}, HINTED, seeds, CAP, B=2)
 
 
+TURNED, FORKS = (4, [0, 3]) if QUICK else (12, [0, 2, 4, 6])  # H; steps between the fork and the end
+DEEP = ("sft_rft", "sasr", "r3", "uft", "uft_uniform", "superrl", "luffy", "frontier")
+
+
+def turned(settings: Callable, forks: list[int]) -> dict[str, dict[int, list[dict]]]:
+    arms = {arm: settings(arm) for arm in DEEP}
+    found = {k: race(arms, [TURNED], FIVE, CAP, fork=k) for k in forks}
+    return {arm: {k: found[k][arm][TURNED] for k in forks} for arm in DEEP}
+
+
 @cache
 def depths() -> dict[str, dict[int, list[dict]]]:
-    """The demonstration turns off earlier and earlier, so that more leaves lie beyond: with the settings for k = 2, and
-    with those that are best for k = 4."""
-    H, forks = (4, [0, 3]) if QUICK else (12, [0, 2, 4, 6])
-    some = ("sft_rft", "sasr", "r3", "uft", "uft_uniform", "superrl", "luffy", "frontier")
-    arms, again = {arm: tuned(arm) for arm in some}, {f"{arm}, for k = 4": deeper(arm) for arm in some}
-    found = {k: race(arms | (again if k > 2 else {}), [H], FIVE, CAP, fork=k) for k in forks}
-    return {arm: {k: x[arm][H] for k, x in found.items() if arm in x} for arm in arms | again}
+    """The demonstration turns off earlier and earlier, so that more leaves lie beyond. Settings as for k = 2."""
+    return turned(tuned, FORKS)
+
+
+@cache
+def deeper() -> dict[str, dict[int, list[dict]]]:
+    """The same with the settings that are best for k = 4."""
+    return turned(tuned_for_four, FORKS[-2:])
 
 
 @cache
@@ -237,7 +248,7 @@ def far() -> dict[str, dict[int, list[dict]]]:
     return found | {f"{best}, ten more": race({best: arms[best]}, H[-1:], ten, 4 * CAP)[best]}
 
 
-EXPERIMENTS = {f.__name__: f for f in (forked, depths, far, plain, two, blind)}
+EXPERIMENTS = {f.__name__: f for f in (forked, depths, deeper, far, plain, two, blind)}
 
 
 def print_grid() -> None:
