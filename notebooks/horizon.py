@@ -44,7 +44,7 @@ RELATIVES = {name: ["lr", "entropy_coef"] for name in SAMPLING if name not in AR
 RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
 PANELS = {  # at most four lines in each
     "no hints": ["rft", "sft", "sft_rft", "sasr"],
-    "hints: prefixes of the demonstration": ["r3", "cosine", "uft", "uft_uniform"],
+    "hints: prefixes of the demonstration": ["r3", "uft", "uft_uniform", "frontier"],
     "the whole demonstration, as one answer more": ["superrl", "luffy", "uft_uniform"],
 }
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows

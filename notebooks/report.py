@@ -94,7 +94,7 @@ TITLES = {
 
 COLORS = {"hint_only": "C6"}  # of a method, in all figures
 COLORS |= {name: f"C{i}" for i, name in enumerate("sft rft sft_rft uft r3 sasr static mix uft_uniform cosine".split())}
-COLORS |= {"superrl": "navy", "luffy": "hotpink"}
+COLORS |= {"superrl": "navy", "luffy": "hotpink", "frontier": "teal"}
 
 
 def colors(names) -> dict[str, str]:
