@@ -173,13 +173,16 @@ def on_trees() -> Iterator[Claim]:
     claim = "RFT needs exploration exponential in the horizon H (theorem 4.2)"
     holds = "holds" if rise > 0.8 and not reached["rft"][-1] else "does not hold"
     yield Claim("UFT", claim, number, holds, n, command, True)
-    hints = {"uft_uniform": "uniform hints", "uft": "annealed hints", "frontier": "hints from which half succeed"}
-    for arm, name in hints.items():
+    for arm, name in {
+        "uft_uniform": "UFT's uniform hints need",
+        "uft": "UFT's annealed hints need",
+        "frontier": "Hints from which half of a group succeeds (frontier) need",
+    }.items():
         near = list(found[arm])
         rise, power = (horizon.slope(found[arm], near, power=x) for x in (False, True))
         number = f"rollouts to solve the tree grow by 4^{rise / np.log(4):.2f} for each step of H"
         number += f" (H^{power:.1f} fits as well); {solved(arm)}"
-        claim = f"UFT needs far fewer rollouts than 4^H, up to H = 16 (theorem 4.3): {name}"
+        claim = f"{name} far fewer rollouts than 4^H, up to H = 16 (theorem 4.3)"
         holds = "holds" if rise / np.log(4) < 0.2 and min(reached[arm]) > 5 else "does not hold"
         yield Claim("ours" if arm == "frontier" else "UFT", claim, number, holds, n, command, arm == "uft_uniform")
     for arm, claim in {
@@ -198,13 +201,14 @@ def on_farther_trees() -> Iterator[Claim]:
     ((H, found),) = some.items()
     reached, median, _ = horizon.summary(found)
     number = f"solved: {reached} of {len(found)}, median {median:,.0f} rollouts"
-    claim = f"UFT solves H = {H}, too, with fewer than 614,400 rollouts: {arm.removesuffix(', ten more')}"
+    bonus = arm.split(", ")[1]
+    claim = f"UFT's uniform hints solve H = {H}, too, within 614,400 rollouts ({bonus})"
     holds = "holds" if 2 * reached > len(found) else "does not hold"
     yield Claim("ours", claim, number, holds, len(found), command.format("far"))
     some, n = horizon.depths()["uft_uniform"], len(horizon.FIVE)
     reached = [horizon.summary(x)[0] for x in some.values()]
     number = f"solved: {', '.join(map(str, reached))} of {n} at k = {', '.join(map(str, some))}"
-    claim = "UFT (uniform hints) also passes a demonstration that turns off k steps before the end, H = 12"
+    claim = "UFT's uniform hints pass a demonstration that turns off k steps before its end, H = 12"
     holds = "holds" if 2 * min(reached) > n else "does not hold"
     yield Claim("ours", claim, number, holds, n, command.format("depths"))
 

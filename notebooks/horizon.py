@@ -36,7 +36,6 @@ ARMS = {  # what of the grid makes a difference to which method
     "sasr": ["lr", "entropy_coef", "warmup"],
     "superrl": ["lr", "entropy_coef"],
     "luffy": ["lr", "entropy_coef"],
-    "bread": ["lr", "entropy_coef"],
     "frontier": ["lr", "entropy_coef", "hint_coef"],
 }
 SAMPLING = [name for name, method in METHODS.items() if not isinstance(method, GivenAnswers)]
@@ -74,19 +73,9 @@ def cells(method: str) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(GRID[n] for n in names))]
 
 
-def within_budget(name: str, runs: list[Config], **more) -> list[dict]:
-    """A result of each run. A method that takes more than 256 rollouts a step, as bread does, gets no more in all."""
-    found = []
-    for x, cfg in zip(measured(name, runs, **more), runs, strict=True):
-        over = x["rollouts"] > ROLLOUTS * cfg.steps
-        found.append(x | {"reached": False, "step": cfg.steps} if over else x)
-    return found
-
-
 def runs_of(method: str, some: list[dict], H: int, seeds: range, **more) -> list[list[dict]]:
     """Of each of some cells, a result for each seed."""
-    runs = [tree(method, H, seed, **cell | more) for cell in some for seed in seeds]
-    found = within_budget("grid", runs, quick=False)
+    found = measured("grid", [tree(method, H, seed, **cell | more) for cell in some for seed in seeds], quick=False)
     return [found[i * len(seeds) :][: len(seeds)] for i in range(len(some))]
 
 
@@ -150,7 +139,7 @@ def race(arms: dict[str, dict], horizons: list[int], seeds: range, cap: int, nam
     """{arm: {H: a result for each seed}}; an arm is a method's name and settings."""
     cells = [(arm, H) for arm in arms for H in horizons]
     runs = [tree(H=H, seed=i, **arms[arm] | dict(steps=cap // ROLLOUTS) | more) for arm, H in cells for i in seeds]
-    results, found = iter(within_budget(name, runs)), {arm: {} for arm in arms}
+    results, found = iter(measured(name, runs)), {arm: {} for arm in arms}
     for arm, H in cells:
         found[arm][H] = [next(results) for _ in seeds]
     return found

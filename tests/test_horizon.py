@@ -13,7 +13,6 @@ import torch
 import train
 from data import make_task
 from nanouft import METHODS, Step, anneal, train_step
-from notebooks import horizon
 from notebooks.horizon import ROLLOUTS, tree
 from train import base_model, randomness, run
 
@@ -87,12 +86,3 @@ def test_the_hint_never_leaks(tmp_path):
 
     assert torch.equal(after("rft", 2), after("rft", 0))
     assert not torch.equal(after("uft", 2), after("uft", 0))
-
-
-def test_a_budget_is_counted_in_rollouts(monkeypatch):
-    """A method that samples more in a step than the others, and wins by it."""
-    runs = [tree("bread", 4, seed, steps=10) for seed in range(2)]
-    found = [{"reached": True, "step": 5, "rollouts": 10 * ROLLOUTS + more} for more in (0, 1)]
-    monkeypatch.setattr(horizon, "measured", lambda *_, **__: found)
-    first, second = horizon.within_budget("grid", runs)
-    assert first["reached"] and not second["reached"] and horizon.took(second) == 10 * ROLLOUTS
