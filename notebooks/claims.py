@@ -146,7 +146,7 @@ def on_switches() -> Iterator[Claim]:
     found, command = countdown.switches(), COMMAND.format("switches")
     for other in ("static", "mix"):
         claim = f"SASR is above {named(other)}" + " (ours: does adapting pay?)" * (other == "mix")
-        yield compared("SASR", claim, found, "sasr", other, command=command, front=other == "mix")
+        yield compared("SASR", claim, found, "sasr", other, command=command)
 
 
 def on_hints() -> Iterator[Claim]:
