@@ -265,7 +265,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-CLAIMS = (on_trees, on_farther_trees, on_arms, on_dial, on_generalisation, on_skills)
+CLAIMS = (on_trees, on_farther_trees, on_arms, on_switches, on_dial, on_generalisation, on_skills)
 
 
 @cache
