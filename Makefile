@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-demo: .venv/ready  ## the main job: nine minutes on two CPU cores
+demo: .venv/ready  ## the main job: seven minutes on two CPU cores
 	.venv/bin/python notebooks/compare.py
 
 test: .venv/ready  ## three minutes
