@@ -174,7 +174,8 @@ class Countdown(Task):
         return rng.integers(1, self.high + 1, self.numbers).tolist()
 
     def play(self, numbers: list[int], chance: np.ndarray) -> tuple[list[str], int]:
-        """Random legal moves until one number is left: the equations, and that number. ([], 0): there was no move."""
+        """Random legal moves until one number is left: the equations, and that number. ([], 0): there was no move.
+        `chance` holds three random numbers for each move that is tried: for two operands and a sign."""
         left, equations = list(numbers), []
         for x, y, z in chance.tolist():
             i, j = int(x * len(left)), int(y * len(left))

@@ -135,28 +135,11 @@ def on_dial() -> Iterator[Claim]:
             yield compared("UFT", claim, some, "uft", other, command=COMMAND.format("dial"))
 
 
-def on_longer() -> Iterator[Claim]:
-    found = countdown.longer()
-    for other in ("rft", "sft_rft"):
-        claim = f"UFT is above {named(other)}: with {found['uft'][0]['step'][-1]:,} steps"
-        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("longer"))
-
-
 def on_switches() -> Iterator[Claim]:
     found, command = countdown.switches(), COMMAND.format("switches")
     for other in ("static", "mix"):
         claim = f"SASR is above {named(other)}" + " (ours: does adapting pay?)" * (other == "mix")
         yield compared("SASR", claim, found, "sasr", other, command=command)
-
-
-def on_hints() -> Iterator[Claim]:
-    found = countdown.hints()
-    for other, claim in {
-        "c = 0": "The hint's log-likelihood helps",
-        "p = 0.5, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
-        "p = 0.95, then 0": "Hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
-    }.items():
-        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("hints"), front=other == "c = 0")
 
 
 def on_trees() -> Iterator[Claim]:
@@ -174,15 +157,15 @@ def on_trees() -> Iterator[Claim]:
     holds = "holds" if rise > 0.8 and not reached["rft"][-1] else "does not hold"
     yield Claim("UFT", claim, number, holds, n, command, True)
     for arm, name in {
-        "uft_uniform": "UFT's uniform hints need",
-        "uft": "UFT's annealed hints need",
+        "uft_uniform": "UFT's uniform hints (theorem 4.3) need",
+        "uft": "UFT's annealed hints (theorem 4.3) need",
         "frontier": "Hints from which half of a group succeeds (frontier) need",
     }.items():
         near = list(found[arm])
         rise, power = (horizon.slope(found[arm], near, power=x) for x in (False, True))
         number = f"rollouts to solve the tree grow by 4^{rise / np.log(4):.2f} for each step of H"
         number += f" (H^{power:.1f} fits as well); {solved(arm)}"
-        claim = f"{name} far fewer rollouts than 4^H, up to H = 16 (theorem 4.3)"
+        claim = f"{name} far fewer rollouts than 4^H, up to H = 16"
         holds = "holds" if rise / np.log(4) < 0.2 and min(reached[arm]) > 5 else "does not hold"
         yield Claim("ours" if arm == "frontier" else "UFT", claim, number, holds, n, command, arm == "uft_uniform")
     for arm, claim in {
