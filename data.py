@@ -14,6 +14,7 @@ import inspect
 import re
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import tiktoken
@@ -62,6 +63,7 @@ class Task:
         special = {"<end>": self.end, "<pad>": self.pad}
         self.words = tiktoken.Encoding("nanouft", pat_str=self.WORD, mergeable_ranks=ranks, special_tokens=special)
         self.decode = self.words.decode  # ids -> text
+        self.encode = lru_cache(10_000)(self.encode)  # the same prompts and equations come again and again
 
     def encode(self, text: str) -> list[int]:
         if unknown := set(text) - self.alphabet:

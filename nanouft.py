@@ -95,8 +95,8 @@ class Rows:
 
 def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=1.0, generator=None) -> Rows:
     """One row for each of N problems and its hint, the first hints[i] units: the model finishes the answer."""
-    encode, units, best, judge = map(cache, (task.encode, task.units, task.best, task.reward))  # once for equal rows
-    starts = [(encode(p.prompt), sum(units(p)[:n], [])) for p, n in zip(problems, hints, strict=True)]  # prompt, hint
+    best, judge = cache(task.best), cache(task.reward)  # once for equal rows
+    starts = [(task.encode(p.prompt), sum(task.units(p)[:n], [])) for p, n in zip(problems, hints, strict=True)]
     # <end> belongs to the last unit: after a full hint there is nothing left to write.
     limits = [0 if hint[-1:] == [task.end] else task.answer_tokens - len(hint) for _, hint in starts]
     tails, logp = sample(model, [x + hint for x, hint in starts], limits, task.end, task.pad, temperature, generator)
@@ -184,16 +184,13 @@ class Method:
         """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
         of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (Some methods weigh tokens by entropy.)
 
-        Clipping acts from the second update on, where a token has moved far enough (low, high = 0.8, 1.2):
+        Clipping, GRPO (3), acts from the second update on, where a token has moved far enough (at clip = 0.2):
             A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up
             A = -1, ratio 0.7:  min(-0.7, -0.8) = -0.8, flat       ratio 1.3:  min(-1.3, -1.2) = -1.3, still pulls down
         """
         ratio = rows.ratio(logp)
-        surrogate = torch.minimum(ratio * rows.weight, ratio.clamp(*self.bounds(s)) * rows.weight)  # GRPO (3)
+        surrogate = torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1 + s.cfg.clip) * rows.weight)
         return surrogate.where(rows.suffix, rows.weight * logp)  # UFT (3.3): the hint's log-likelihood
-
-    def bounds(self, s: Step) -> tuple[float, float]:
-        return 1 - s.cfg.clip, 1 + s.cfg.clip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

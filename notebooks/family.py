@@ -132,8 +132,9 @@ class Resample(Method):
             left -= n
             rows = instead(s, rows, alike & (alike.cumsum() <= n), s.draw(s.cfg.share)[:n], np.zeros(n, int))
 
-    def bounds(self, s: Step) -> tuple[float, float]:
-        return 1 - s.cfg.clip, 1.28
+    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
+        ratio = rows.ratio(logp)
+        return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1.28) * rows.weight)
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,14 @@ def test_noticed():
 
     def ratio(self, s, rows, logp, entropy):
         ratio = (logp - rows.logp).exp()  # of a hint: pi / 1
-        return torch.minimum(ratio * rows.weight, ratio.clamp(*self.bounds(s)) * rows.weight)
+        return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1 + s.cfg.clip) * rows.weight)
 
     def everything(self, s, rows, logp, entropy):
         return rows.weight * logp
 
     def nothing(self, s, rows, logp, entropy):  # rows.ratio() is 1 on a hint
         ratio = rows.ratio(logp)
-        return torch.minimum(ratio * rows.weight, ratio.clamp(*self.bounds(s)) * rows.weight)
+        return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1 + s.cfg.clip) * rows.weight)
 
     assert exercises.noticed(ratio, RATIO) == "right"
     assert exercises.noticed(ratio, "test_advantages_by_hand") != "right"  # it passes
