@@ -64,6 +64,7 @@ def points(results: list[dict], what: str = "test_chosen") -> np.ndarray:
 
 COMMAND = "`python notebooks/countdown.py {}`"
 NAMES = {"sft_rft": "SFT then RFT", "static": "static alternation", "mix": "a coin with SASR's share of SFT"}
+NAMES |= {"frontier": "frontier"}
 
 
 def named(arm: str) -> str:
@@ -135,11 +136,30 @@ def on_dial() -> Iterator[Claim]:
             yield compared("UFT", claim, some, "uft", other, command=COMMAND.format("dial"))
 
 
+def on_longer() -> Iterator[Claim]:
+    found = countdown.longer()
+    for other in ("rft", "sft_rft"):
+        claim = f"UFT is above {named(other)}: with {found['uft'][0]['step'][-1]:,} steps"
+        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("longer"))
+
+
 def on_switches() -> Iterator[Claim]:
     found, command = countdown.switches(), COMMAND.format("switches")
     for other in ("static", "mix"):
         claim = f"SASR is above {named(other)}" + " (ours: does adapting pay?)" * (other == "mix")
         yield compared("SASR", claim, found, "sasr", other, command=command)
+
+
+def on_hints() -> Iterator[Claim]:
+    found = countdown.hints()
+    for other, claim in {
+        "c = 0": "On countdown the hint's log-likelihood helps",
+        "p = 0.5, then 0": "On countdown hints that shrink smoothly beat hints that vanish at once, from p = 0.5",
+        "p = 0.95, then 0": "On countdown hints that shrink smoothly beat hints that vanish at once, from p = 0.95",
+    }.items():
+        yield compared("UFT", claim, found, "uft", other, command=COMMAND.format("hints"))
+    claim = "On countdown hints from which half of a group succeeds (frontier) beat the cosine"
+    yield compared("ours", claim, found, "frontier", "uft", command=COMMAND.format("hints"))
 
 
 def on_trees() -> Iterator[Claim]:
@@ -248,7 +268,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-CLAIMS = (on_trees, on_farther_trees, on_arms, on_switches, on_dial, on_generalisation, on_skills)
+CLAIMS = (
+    on_trees, on_farther_trees, on_arms, on_longer, on_hints, on_switches, on_dial, on_generalisation, on_skills,
+)  # fmt: skip
 
 
 @cache

@@ -1,6 +1,6 @@
 """Several methods side by side, from one base model: a table, some answers, and their curves.
 
-python notebooks/compare.py                                        the main job, which `make demo` runs
+python notebooks/compare.py --steps 400                            the main job, as `make demo` runs it
 python notebooks/compare.py --task tree:horizon=8,fork=2 --method sft rft uft
 
 A file with a method or a task of its own ends in this main(): then the command line, and every process, knows it.
@@ -27,8 +27,11 @@ MAIN_JOB = ("sft", "rft", "sft_rft", "uft")
 
 
 def watch(name: str, s: Step) -> dict:
-    """At the start, after a third, two thirds and at the end: what the method explores on two validation problems."""
-    found, third = lab.behaviour(name, s), s.cfg.eval_every * max(1, s.cfg.steps // s.cfg.eval_every // 3)
+    """What the table and the curves show; and at the start, after a third, two thirds and at the end what the method
+    explores on two validation problems."""
+    shown = name != "validation" or not all(problem.demo for problem in s.problems)  # the skills have curves
+    found = lab.behaviour(name, s) if shown else {}
+    third = s.cfg.eval_every * max(1, round(s.cfg.steps / s.cfg.eval_every / 3))
     method, two = METHODS[s.cfg.method], s.problems[:2]
     if name == "validation" and s.t in (0, third, 2 * third, s.cfg.steps) and not isinstance(method, GivenAnswers):
         few = replace(s, problems=two, explored=[], draw=lambda _: two, memory=copy.deepcopy(s.memory))

@@ -158,7 +158,7 @@ def dial() -> dict[tuple[int, str], list[dict]]:
 @cache
 def longer() -> dict[str, list[dict]]:
     """Twice the steps: does UFT, which still climbs at the end, catch up?"""
-    return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, FEW)
+    return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, SEEDS[:2])
 
 
 @cache
