@@ -6,7 +6,7 @@ python notebooks/horizon.py forked           some of them (what is kept in resul
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -171,25 +171,25 @@ def two() -> dict[str, dict[int, list[dict]]]:
 
 
 TURNED, FORKS = (4, [0, 3]) if QUICK else (12, [0, 2, 4, 6])  # H; steps between the fork and the end
-DEEP = ("sft_rft", "sasr", "r3", "uft", "uft_uniform", "superrl", "luffy", "frontier")
+PAST = ("sft_rft", "r3", "uft", "uft_uniform", "superrl", "frontier")  # k = 2 in most seeds, or most at k = 4
+DEEP = (*PAST, "sasr", "luffy")
 
 
-def turned(settings: Callable, forks: list[int]) -> dict[str, dict[int, list[dict]]]:
-    arms = {arm: settings(arm) for arm in DEEP}
+def turned(arms: dict[str, dict], forks: list[int]) -> dict[str, dict[int, list[dict]]]:
     found = {k: race(arms, [TURNED], FIVE, CAP, fork=k) for k in forks}
-    return {arm: {k: found[k][arm][TURNED] for k in forks} for arm in DEEP}
+    return {arm: {k: found[k][arm][TURNED] for k in forks} for arm in arms}
 
 
 @cache
 def depths() -> dict[str, dict[int, list[dict]]]:
     """The demonstration turns off earlier and earlier, so that more leaves lie beyond. Settings as for k = 2."""
-    return turned(tuned, FORKS)
+    return turned({arm: tuned(arm) for arm in DEEP}, FORKS)
 
 
 @cache
 def deeper() -> dict[str, dict[int, list[dict]]]:
     """The same with the settings that are best for k = 4."""
-    return turned(tuned_for_four, FORKS[-2:])
+    return turned({arm: tuned_for_four(arm) for arm in PAST}, FORKS[-2:])
 
 
 @cache
