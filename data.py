@@ -30,7 +30,7 @@ class Problem:
 
 
 class Task:
-    """What every task shares: words, and splits that have no problem in common.
+    """What every task shares: words, and splits that have no problem in common (but a tree is a single problem).
 
     The words are this project's own, in tiktoken's engine: a number among them is one token. Two tokens follow that no
     text contains: <end> closes an answer, so a model must learn to write it; <pad> fills rows and is never read.
@@ -126,7 +126,7 @@ class Task:
 class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
     equation a line. Neither adding all numbers, nor subtracting one of them and adding the others, reaches the target:
-    these tricks would solve two thirds of all problems. No set of numbers stands in two splits.
+    these tricks would solve two thirds of all problems of the default size. No set of numbers stands in two splits.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -176,7 +176,7 @@ class Countdown(Task):
         return rng.integers(1, self.high + 1, self.numbers).tolist()
 
     def play(self, numbers: list[int], chance: np.ndarray) -> tuple[list[str], int]:
-        """Random legal moves until one number is left: the equations, and that number. ([], 0): there was no move.
+        """Random legal moves until one number is left: the equations, and that number. ([], 0): that failed.
         `chance` holds three random numbers for each move that is tried: for two operands and a sign."""
         left, equations = list(numbers), []
         for x, y, z in chance.tolist():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Cache:
-    """Keys and values of everything written so far, allocated once for `size` columns.
+    """Keys and values of everything written so far, with room for `size` columns.
 
     Rows are padded on the LEFT: prefixes of different lengths then end in the same column, and a decoding step writes
     one column for the whole batch. `left` (B,) is each row's padding: a column's true position is column - left.
@@ -158,7 +158,7 @@ def sample(
 def write(
     model: GPT, tokens: Tensor, length: Tensor, copies: Tensor, limit: Tensor, stop: int, temperature: float, generator
 ) -> tuple[Tensor, Tensor]:
-    """Row b continues prefix copies[b] of the P in tokens (P, T), which end where their lengths (P,) say. Returns new
+    """Row b continues prefix copies[b] of the P in tokens (P, T), padded on the left and length (P,) long. Returns new
     tokens and their probabilities (B, longest limit); those after a row's end or limit mean nothing."""
     T, B, device = tokens.shape[1], len(limit), tokens.device
     text = torch.zeros(B, int(limit.max()), dtype=torch.long, device=device)

@@ -244,7 +244,7 @@ def shared_once(rows: Rows, G: int) -> Tensor:
 
 
 def update(method: Method, s: Step, optimizers: list) -> dict[str, float]:
-    """One optimizer step. Rows without any weight are left out: they cost time and change nothing."""
+    """One optimizer step. Rows that add nothing to the gradient are left out."""
     cfg, Z = s.cfg, s.cfg.problems * s.cfg.group * s.task.answer_tokens
     rows = replace(s.rows, weight=shared_once(s.rows, cfg.group))
     weighs = (rows.weight != 0) | (rows.suffix & bool(cfg.kl_coef or cfg.entropy_coef))

@@ -164,7 +164,8 @@ def randomness(cfg: Config, *purpose: int) -> tuple[np.random.Generator, torch.G
 
 
 def splits(cfg: Config, task: Task) -> dict[str, list[Problem]]:
-    """Validation and test sets do not depend on the seed: every run is measured on the same problems."""
+    """Validation and test sets do not depend on the seed: all runs are measured on the same problems. (A tree is the
+    run's own.)"""
     found = {"pool": task.split("pool", cfg.demos, cfg.seed), "validation": task.split("validation", cfg.validation, 0)}
     return found | {name: task.split(name, cfg.test, 0) for name in task.SPLITS[2:]}
 

@@ -172,20 +172,21 @@ def on_trees() -> Iterator[Claim]:
     far = list(found["rft"])
     seen = [np.median([x["first_found"] or x["rollouts"] for x in found["rft"][H]]) for H in far]
     rise = np.polyfit(far, np.log(seen), 1)[0] / np.log(4)  # 1: by the factor B
-    number = f"rollouts to the first leaf worth the teacher's grow by 4^{rise:.2f} for each step of H; {solved('rft')}"
+    number = f"rollouts to the first leaf worth at least the teacher's grow by 4^{rise:.2f} for each step of H; "
+    number += solved("rft")
     claim = "RFT needs exploration exponential in the horizon H (theorem 4.2)"
     holds = "holds" if rise > 0.8 and not reached["rft"][-1] else "does not hold"
     yield Claim("UFT", claim, number, holds, n, command, True)
     for arm, name in {
-        "uft_uniform": "UFT's uniform hints (theorem 4.3) need",
-        "uft": "UFT's annealed hints (theorem 4.3) need",
-        "frontier": "Hints from which half of a group succeeds (frontier) need",
+        "uft_uniform": "With UFT's uniform hints (theorem 4.3)",
+        "uft": "With UFT's annealed hints (theorem 4.3)",
+        "frontier": "With hints from which half of a group succeeds (frontier)",
     }.items():
         near = list(found[arm])
         rise, power = (horizon.slope(found[arm], near, power=x) for x in (False, True))
         number = f"rollouts to solve the tree grow by 4^{rise / np.log(4):.2f} for each step of H"
-        number += f" (H^{power:.1f} fits as well); {solved(arm)}"
-        claim = f"{name} far fewer rollouts than 4^H, up to H = 16"
+        number += f" (about H^{power:.1f}); {solved(arm)}"
+        claim = f"{name} rollouts grow far more slowly than 4^H, up to H = 16"
         holds = "holds" if rise / np.log(4) < 0.2 and min(reached[arm]) > 5 else "does not hold"
         yield Claim("ours" if arm == "frontier" else "UFT", claim, number, holds, n, command, arm == "uft_uniform")
     for arm, claim in {
