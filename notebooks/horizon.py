@@ -1,6 +1,6 @@
 """Runs on trees and chains of growing horizon: which, with what settings, and how they are drawn.
 
-python notebooks/horizon.py                  the grid that all arms were tuned with, and all experiments: six hours
+python notebooks/horizon.py                  the grid that all arms were tuned with, and all experiments: seven hours
 python notebooks/horizon.py forked           some of them (what is kept in results/ is not run again)
 """
 
