@@ -95,8 +95,8 @@ class Rows:
 
 def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=1.0, generator=None) -> Rows:
     """One row for each of N problems and its hint, the first hints[i] units: the model finishes the answer."""
-    best, judge = cache(task.best), cache(task.reward)  # once for equal rows
-    starts = [(task.encode(p.prompt), sum(task.units(p)[:n], [])) for p, n in zip(problems, hints, strict=True)]
+    units, best, judge = map(cache, (task.units, task.best, task.reward))  # once for equal rows
+    starts = [(task.encode(p.prompt), sum(units(p)[:n], [])) for p, n in zip(problems, hints, strict=True)]
     # <end> belongs to the last unit: after a full hint there is nothing left to write.
     limits = [0 if hint[-1:] == [task.end] else task.answer_tokens - len(hint) for _, hint in starts]
     tails, logp = sample(model, [x + hint for x, hint in starts], limits, task.end, task.pad, temperature, generator)

@@ -157,7 +157,7 @@ def dial() -> dict[tuple[int, str], list[dict]]:
 
 @cache
 def longer() -> dict[str, list[dict]]:
-    """Twice the steps: does UFT, which still climbs at the end, catch up?"""
+    """Twice the steps: does UFT catch up? The two seeds in which it does worst."""
     return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, SEEDS[:2])
 
 

@@ -210,7 +210,7 @@ def test_methods_for_scored_answers_say_where_they_are():
 @pytest.mark.slow
 def test_one_stage_learns_both_skills(tmp_path):
     """The instruction and the preference, from one loss; and the evaluation can tell them apart."""
-    sizes = dict(layers=2, width=64, base_steps=200, demos=4096, validation=256, test=0, problems=32, group=4)
+    sizes = dict(layers=2, width=64, base_steps=600, demos=4096, validation=256, test=0, problems=32, group=4)
     cfg = Config(**TINY | sizes | dict(method="implicit", beta=0.1, steps=250, cache=str(tmp_path)))
     metrics = run(cfg, behaviour)
     start, end = metrics[0], metrics[-1]
