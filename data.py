@@ -125,8 +125,10 @@ class Task:
 
 class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
-    equation a line. Neither adding all numbers, nor subtracting one of them and adding the others, reaches the target:
-    these tricks would solve two thirds of all problems of the default size. No set of numbers stands in two splits.
+    equation a line. The target is never the sum of all numbers, and no set of numbers stands in two splits.
+
+    Of the targets that twenty random plays reach each is as likely as the others. With plays=1 they come as often as
+    random play reaches them. Then to subtract one number and add the others would solve most, so these are left out.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -136,14 +138,15 @@ class Countdown(Task):
     UNSEEN = 7  # a number that fine-tuning never gives; only the base has practised it
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
-    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50):
-        """So many numbers in 1..high; results up to `limit`."""
-        if not (3 <= numbers <= 9 and 10 <= high <= limit and ops in self.SIGNS):
-            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, ops plusminus or all")
+    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50, plays: int = 20):
+        """So many numbers in 1..high; results up to `limit`; targets out of so many random plays."""
+        if not (3 <= numbers <= 9 and 10 <= high <= limit and 1 <= plays <= 1000 and ops in self.SIGNS):
+            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, plays > 0, a known ops")
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])
         self.equation = re.compile(rf"(\d{{1,9}})([{re.escape(self.SIGNS[ops])}])(\d{{1,9}})=(\d{{1,9}})", re.ASCII)
         self.numbers, self.signs, self.high, self.limit = numbers, self.SIGNS[ops], high, limit
-        self.prompt_tokens, self.answer_tokens, self.moves = 2 * numbers + 2, 6 * (numbers - 1), (8 * numbers, 3)
+        self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
+        self.chances = (plays, 8 * numbers, 3)  # random numbers for a problem: plays, moves, what a move depends on
         self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
 
     def place(self, problem: Problem) -> str:
@@ -152,28 +155,27 @@ class Countdown(Task):
         return split if self.UNSEEN not in problem.numbers else "unseen" if split == "test" else "base"
 
     def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
-        """The target is what random play reaches, and this play the demonstration."""
+        """One of the targets that random plays reach; the play that did is the demonstration."""
         for _ in range(10_000):
-            numbers, chance = self.draw(rng), rng.random(self.moves)
+            numbers, chances = rng.integers(1, self.high + 1, self.numbers).tolist(), rng.random(self.chances)
             wanted = self.place(Problem("", numbers=numbers)) == split  # asked first, since to play takes longest
-            equations, target = self.play(numbers, chance) if wanted else ([], 0)
+            reached = {target: equations for equations, target in (self.play(numbers, x) for x in chances if wanted)}
             # A number that is subtracted counts twice in what the target lacks: it is missing, and taken away.
-            if target and sum(numbers) - target not in [0, *(2 * n for n in numbers)]:
-                return self.put(numbers, target, equations)
+            tricks = [sum(numbers), *(sum(numbers) - 2 * n for n in numbers * (len(chances) == 1))]
+            found = [self.put(numbers, x, equations) for x, equations in reached.items() if x not in [0, *tricks]]
+            if found:
+                return found[rng.integers(len(found))]
         raise ValueError(f"countdown: random play finds no such problem for {split}: choose a lower high")
 
     def random_play(self, rng: np.random.Generator) -> Problem:
         """What a base model learns from: legal play, and a target that other play reached. The numbers are never those
         of a validation or test problem; the unseen number is among them, or the base could not count with it."""
         while True:
-            numbers = self.draw(rng)
-            (_, target), (equations, reached) = (self.play(numbers, rng.random(self.moves)) for _ in range(2))
+            numbers = rng.integers(1, self.high + 1, self.numbers).tolist()
+            (_, target), (equations, reached) = (self.play(numbers, rng.random(self.chances[1:])) for _ in range(2))
             problem = self.put(numbers, target, equations)
             if target and reached and self.place(problem) in ("pool", "base"):
                 return problem
-
-    def draw(self, rng: np.random.Generator) -> list[int]:
-        return rng.integers(1, self.high + 1, self.numbers).tolist()
 
     def play(self, numbers: list[int], chance: np.ndarray) -> tuple[list[str], int]:
         """Random legal moves until one number is left: the equations, and that number. ([], 0): that failed.
@@ -279,9 +281,7 @@ def read_options(text: str, defaults: dict) -> dict:
         try:
             found[name] = type(defaults[name])(re.fullmatch(r"[\w.-]+", value)[0])
         except (ValueError, TypeError):
-            raise ValueError(
-                f"{option}: expected {type(defaults[name]).__name__}, of letters, digits, . and -"
-            ) from None
+            raise ValueError(f"{option}: expected {type(defaults[name]).__name__} of letters, digits, . -") from None
     return found
 
 

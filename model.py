@@ -86,8 +86,9 @@ class GPT(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-5)
         angle = torch.outer(torch.arange(max_len), 10_000 ** (-torch.arange(0, D, 2) / D)).repeat(1, 2)
         sign = (torch.arange(D) >= D // 2) * 2 - 1  # (a, b) turns to (a cos - b sin, b cos + a sin)
-        rotary = torch.stack([angle.cos(), angle.sin() * sign])
-        self.register_buffer("rotary", rotary, persistent=False)  # (2, max_len, D)
+        self.register_buffer(
+            "rotary", torch.stack([angle.cos(), angle.sin() * sign]), persistent=False
+        )  # (2, max_len, D)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

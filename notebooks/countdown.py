@@ -30,6 +30,12 @@ OTHERS = {  # what else is tried, at an arm's best rate: three cells each
     "uft": [dict(hint_coef=0.1), dict(hint_steps=160), dict(kl_coef=0.03)],
 }
 DIAL = (250, 300, 400, 800)  # steps of base training: from a base that hardly plays by the rules to the usual one
+WORLDS = {  # what differs from train.py's settings
+    "play": dict(task="countdown:plays=1"),  # targets are as random play reaches them
+    "demo": dict(steps=400),  # rare targets are as common as others
+    "six": dict(task="countdown:numbers=6", steps=400, problems=64),  # the same, with a number more
+}
+FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS, FEW = range(5), range(3)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
@@ -50,11 +56,18 @@ def by_the_rules(task, rows) -> float:
     return legal / len(rows.problems)
 
 
+def minuses(problem: Problem) -> int:
+    """How many numbers must be subtracted, at least."""
+    lack, n = sum(problem.numbers) - problem.target, len(problem.numbers)
+    return min(k for k in range(n) for some in itertools.combinations(problem.numbers, k) if 2 * sum(some) == lack)
+
+
 @cache
-def best_formula(name: str = "test", size: int = Config.test) -> float:
+def best_formula(world: str = "play", name: str = "test") -> float:
     """The share of a split that the best fixed formula solves: one order (as given, rising, falling) and one row of
     signs for all problems. Who is not well above it has learnt a trick."""
-    problems: list[Problem] = make_task("countdown").split(name, size, 0)
+    cfg = Config(**WORLDS[world])
+    problems: list[Problem] = make_task(cfg.task).split(name, cfg.test, 0)
     targets = np.array([p.target for p in problems])
     signs = np.array([*itertools.product([1, -1], repeat=len(problems[0].numbers))])  # (formulas, numbers)
     orders = [lambda x: x, sorted, lambda x: sorted(x, reverse=True)]
@@ -74,6 +87,8 @@ def brief(cfg: Config) -> dict:
     last["pool"] = rollout(model, task, sets["pool"], [0] * len(sets["pool"]), 0.0).solved.float().mean().item()
     some = sets["validation"]
     last["legal"] = by_the_rules(task, rollout(model, task, some, [0] * len(some), 1.0, randomness(cfg, 9)[1]))
+    solved, least = rollout(model, task, some, [0] * len(some), 0.0).solved.numpy(), np.array([*map(minuses, some)])
+    last |= {f"minus_{k}": solved[least == k].mean() for k in {*least.tolist()}}
     last |= {name: metrics[-1][name] for name in (*COSTS, *AT_THE_END) if name in metrics[-1]}
     last["chosen_step"] = max(metrics, key=score)["step"]
     validations = [m for m in metrics if "evaluated" in m]
@@ -94,11 +109,11 @@ def brief_number(x: float) -> float | int:
 
 
 def several(
-    cells: dict[Any, dict], seeds: range, name: str = "countdown", quick: bool = QUICK, **common
+    cells: dict[Any, dict], seeds: range, world: str = "play", name: str = "countdown", quick: bool = QUICK, **common
 ) -> dict[Any, list[dict]]:
     """{label: a result for each seed}, for {label: settings}. What several experiments ask for is run once."""
     seeds, small = (seeds[:2], TINY) if quick else (seeds, {})
-    runs = [Config(seed=seed, **common | cell | small) for seed in seeds for cell in cells.values()]
+    runs = [Config(seed=seed, **WORLDS[world] | common | cell | small) for seed in seeds for cell in cells.values()]
     results = iter(measured(name, runs, points=True, quick=quick, work=brief))
     found = [dict(zip(cells, results, strict=False)) for _ in seeds]
     return {label: [one[label] for one in found] for label in cells}
@@ -114,19 +129,20 @@ def said(settings: dict) -> str:
 
 
 @cache
-def grid() -> dict[str, dict[str, tuple[dict, list[float]]]]:
+def grid(world: str = "play") -> dict[str, dict[str, tuple[dict, list[float]]]]:
     """{arm: {what is set: (settings, a score for each seed)}}, on validation: every learning rate, without a KL; and
     with the best of them what else an arm has."""
-    found = {arm: {} for arm in OTHERS}
+    found = {arm: {} for arm in (OTHERS if world == "play" else FOUR)}
+    common = dict(test=0, world=world, name="countdown_grid", quick=False)
 
     def try_out(cells: dict[tuple[str, str], dict]) -> None:
         runs = {(arm, what): dict(method=arm) | cell for (arm, what), cell in cells.items()}
-        for (arm, what), results in several(runs, GRID_SEEDS, test=0, name="countdown_grid", quick=False).items():
+        for (arm, what), results in several(runs, GRID_SEEDS, **common).items():
             found[arm][what] = cells[arm, what], [steady(x) for x in results]
 
-    try_out({(arm, said(dict(lr=lr))): dict(lr=lr, kl_coef=0.0) for lr in RATES for arm in OTHERS})
+    try_out({(arm, said(dict(lr=lr))): dict(lr=lr, kl_coef=0.0) for lr in RATES for arm in found})
     best = {arm: chosen(cells) for arm, cells in found.items()}
-    try_out({(arm, said(cell)): best[arm] | cell for arm, cells in OTHERS.items() for cell in cells})
+    try_out({(arm, said(cell)): best[arm] | cell for arm in found for cell in OTHERS[arm]})
     return found
 
 
@@ -138,14 +154,26 @@ def chosen(cells: dict[str, tuple[dict, list[float]]]) -> dict:
 
 
 @cache
-def tuned() -> dict[str, dict]:
-    return {arm: dict(method=arm) | chosen(cells) for arm, cells in grid().items()}
+def tuned(world: str = "play") -> dict[str, dict]:
+    return {arm: dict(method=arm) | chosen(cells) for arm, cells in grid(world).items()}
 
 
 @cache
 def arms() -> dict[str, list[dict]]:
     """Every arm, and the base, what all begin with."""
     return several(tuned() | {"base": dict(steps=0)}, SEEDS)
+
+
+@cache
+def demo() -> dict[str, list[dict]]:
+    """What `make demo` trains, with its settings."""
+    return several({arm: dict(method=arm) for arm in FOUR} | {"base": dict(steps=0)}, SEEDS, "demo")
+
+
+@cache
+def six() -> dict[str, list[dict]]:
+    """Four arms, tuned, on six numbers."""
+    return several(tuned("six") | {"base": dict(steps=0)}, SEEDS, "six")
 
 
 @cache
@@ -180,12 +208,12 @@ def hints() -> dict[str, list[dict]]:
     return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW)
 
 
-EXPERIMENTS = {f.__name__: f for f in (arms, dial, longer, switches, hints)}  # by their importance
+EXPERIMENTS = {f.__name__: f for f in (demo, arms, six, dial, longer, switches, hints)}  # by their importance
 
 
-def print_grid() -> None:
+def print_grid(world: str = "play") -> None:
     """The best three validations in a row, percent, for each seed; * is what was chosen."""
-    for arm, cells in grid().items():
+    for arm, cells in grid(world).items():
         best = chosen(cells)
         marked = [f"{w} {'/'.join(f'{100 * x:.1f}' for x in s)}{'*' * (c == best)}" for w, (c, s) in cells.items()]
         print(f"{arm:9s}" + "   ".join(marked), flush=True)

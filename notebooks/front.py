@@ -22,7 +22,7 @@ from train import Config, base_model, splits  # noqa: E402
 def boards(axes) -> None:
     """SFT, RFT and UFT on the same problem: what each token weighs. The seed is the first with which one of UFT's four
     answers is right, and RFT's earn the same: so it is with most."""
-    cfg = Config(problems=1, group=4)
+    cfg = Config(task="countdown:plays=1", problems=1, group=4)
     task = make_task(cfg.task)
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
     titles = {

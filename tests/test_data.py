@@ -7,6 +7,7 @@ import pytest
 
 from data import TASKS, Countdown, Problem, Task
 from notebooks.chain import Chain
+from notebooks.countdown import minuses
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,21 @@ def test_the_base_s_corpus_gives_no_test_away():
 
 
 def test_no_trick_solves_a_problem():
-    """Neither the sum of all numbers, nor one of them subtracted, however random play gets there."""
-    task, rng = TASKS["countdown"](), np.random.default_rng(0)
-    for p in task.split("test", 200, 0) + [task.problem(rng) for _ in range(100)]:
-        signs = np.array([*itertools.product([1, -1], repeat=5)])
-        minuses = (signs[signs @ p.numbers == p.target] < 0).sum(1)
-        assert 1 <= p.target <= 50 and minuses.min() > 1
+    """The sum of all numbers, however random play gets there; and where targets are as it reaches them, also one number
+    subtracted, which would solve most."""
+    for plays, least in {20: 1, 1: 2}.items():
+        task, rng = TASKS["countdown"](plays=plays), np.random.default_rng(0)
+        problems = task.split("test", 200, 0) + [task.problem(rng) for _ in range(100)]
+        assert min(map(minuses, problems)) == least and all(1 <= p.target <= 50 for p in problems)
+
+
+def test_of_many_plays_rare_targets_come_as_often_as_others():
+    """The most frequent play, taken as if it were one of many."""
+    task, rng = TASKS["countdown"](plays=50), np.random.default_rng(0)
+    task.place = lambda problem: "pool"
+    task.play = lambda numbers, chance: (["often"], 3) if chance[0, 0] < 0.9 else (["rarely"], 1)
+    found = [task.problem(rng).target for _ in range(400)]
+    assert 150 < found.count(1) < 250
 
 
 def test_impossible_split_says_so():
