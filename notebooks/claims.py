@@ -83,6 +83,13 @@ def compared(
     return Claim(paper, claim, number, agreed(*gaps, least=least), len(gaps[0]), **more)
 
 
+def on_demo() -> Iterator[Claim]:
+    found, command = countdown.demo(), COMMAND.format("demo")
+    for ours, other in (("uft", "rft"), ("uft", "sft_rft"), ("rft", "sft")):
+        claim = f"{named(ours)} is above {named(other)} after 400 steps, where rare targets are as common as others"
+        yield compared("UFT", claim, found, ours, other, command=command, front=other == "rft")
+
+
 def on_arms() -> Iterator[Claim]:
     found, command = countdown.arms(), COMMAND.format("arms")
     more = dict(found=found, command=command)
@@ -270,7 +277,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 CLAIMS = (
-    on_trees, on_farther_trees, on_arms, on_longer, on_hints, on_switches, on_dial, on_generalisation, on_skills,
+    on_trees, on_farther_trees, on_demo, on_arms, on_longer, on_hints, on_switches, on_dial, on_generalisation,
+    on_skills,
 )  # fmt: skip
 
 
