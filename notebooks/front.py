@@ -80,7 +80,7 @@ def main() -> None:
     curves(left, "demo", countdown.demo())
     curves(middle, "play", countdown.arms())
     left.set(title="countdown: any target as likely as others", ylabel="% of validation problems solved, no hints")
-    middle.set(title="countdown: targets as random play reaches them")
+    middle.set(title="countdown: targets of random play")
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 
