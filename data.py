@@ -127,8 +127,8 @@ class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
     equation a line. The target is never the sum of all numbers, and no set of numbers stands in two splits.
 
-    Of the targets that twenty random plays reach each is as likely as the others. With plays=1 they come as often as
-    random play reaches them. Then to subtract one number and add the others would solve most, so these are left out.
+    Each target that twenty random plays reach is as likely as the others. With plays=1 the target is that of one play,
+    and problems that one minus solves, which would be three in five, are left out.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -139,7 +139,7 @@ class Countdown(Task):
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
     def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50, plays: int = 20):
-        """So many numbers in 1..high; results up to `limit`; targets out of so many random plays."""
+        """So many numbers in 1..high; results up to `limit`; the target is one that so many random plays reach."""
         if not (3 <= numbers <= 9 and 10 <= high <= limit and plays >= 1 and ops in self.SIGNS):
             raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, plays > 0, ops plusminus/all")
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])

@@ -1,6 +1,6 @@
 """Runs on countdown: which, with what settings, and what of them is kept in results/countdown*.json.
 
-python notebooks/countdown.py                  the grid that all arms were tuned with, and all experiments
+python notebooks/countdown.py                  the grids that arms were tuned with, and all experiments
 python notebooks/countdown.py arms dial        some of them (what is kept is not run again)
 """
 
@@ -31,9 +31,9 @@ OTHERS = {  # what else is tried, at an arm's best rate: three cells each
 }
 DIAL = (250, 300, 400, 800)  # steps of base training: from a base that hardly plays by the rules to the usual one
 WORLDS = {  # what differs from train.py's settings
-    "play": dict(task="countdown:plays=1"),  # targets are as random play reaches them
-    "demo": dict(steps=400),  # rare targets are as common as others
-    "six": dict(task="countdown:numbers=6", steps=400, problems=64),  # the same, with a number more
+    "play": dict(task="countdown:plays=1"),
+    "demo": dict(steps=400),  # the default task
+    "six": dict(task="countdown:numbers=6", steps=400, problems=64),  # a number more; twice the problems in a step
 }
 FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
@@ -191,7 +191,7 @@ def longer() -> dict[str, list[dict]]:
 
 @cache
 def switches() -> dict[str, list[dict]]:
-    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share. Strong world."""
+    """SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
     settings, sasr = tuned()["sasr"], arms()["sasr"]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
@@ -208,9 +208,6 @@ def hints() -> dict[str, list[dict]]:
     return several({name: tuned()["uft"] | cell for name, cell in cells.items()}, FEW)
 
 
-EXPERIMENTS = {f.__name__: f for f in (demo, arms, six, dial, longer, switches, hints)}  # by their importance
-
-
 def print_grid(world: str = "play") -> None:
     """The best three validations in a row, percent, for each seed; * is what was chosen."""
     for arm, cells in grid(world).items():
@@ -219,5 +216,13 @@ def print_grid(world: str = "play") -> None:
         print(f"{arm:9s}" + "   ".join(marked), flush=True)
 
 
+def both_grids() -> None:
+    for world in ("six", "play"):
+        print(WORLDS[world]["task"])
+        print_grid(world)
+
+
+EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in (six, demo, arms, dial, longer, switches, hints)}
+
 if __name__ == "__main__":
-    make(print_grid, EXPERIMENTS, sys.argv[1:])
+    make(EXPERIMENTS, sys.argv[1:])

@@ -21,13 +21,13 @@ from train import Config, base_model, splits  # noqa: E402
 
 def boards(axes) -> None:
     """SFT, RFT and UFT on the same problem: what each token weighs. The seed is the first with which one of UFT's four
-    answers is right, and RFT's earn the same: so it is with most."""
+    answers is right, and RFT's earn the same, as those of most groups of four do from this base."""
     cfg = Config(task="countdown:plays=1", problems=1, group=4)
     task = make_task(cfg.task)
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
     titles = {
         "sft": "SFT: the demonstration, copied (by all four rows)",
-        "rft": "RFT: four tries, equal rewards, so nothing to learn from",
+        "rft": "RFT: four tries, this time with equal rewards, so nothing to learn from",
         "uft": "UFT: four tries from a hint; what ends well is pushed up, the rest down, and the hint up a little",
     }
     methods = {"sft": METHODS["sft"], "rft": METHODS["rft"], "uft": replace(METHODS["uft"], length=1)}
@@ -79,8 +79,8 @@ def main() -> None:
     left, middle, right = below.subplots(1, 3)
     curves(left, "demo", countdown.demo())
     curves(middle, "play", countdown.arms())
-    left.set(title="countdown: any target as likely as others", ylabel="% of validation problems solved, no hints")
-    middle.set(title="countdown: targets of random play")
+    left.set(title="countdown, default settings", ylabel="% of validation problems solved, no hints")
+    middle.set(title="countdown:plays=1, tuned")
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 

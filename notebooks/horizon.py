@@ -237,9 +237,6 @@ def far() -> dict[str, dict[int, list[dict]]]:
     return found | {f"{best}, ten more": race({best: arms[best]}, H[-1:], ten, 4 * CAP)[best]}
 
 
-EXPERIMENTS = {f.__name__: f for f in (forked, depths, deeper, far, plain, two, blind)}
-
-
 def print_grid() -> None:
     """Trees solved, rollouts taken, mean expected reward, in the rounds that a cell was in."""
     for method in ARMS | RELATIVES:
@@ -252,5 +249,7 @@ def print_grid() -> None:
             print(line + "<- chosen" * (cell == found[-1][0][0]))
 
 
+EXPERIMENTS = {"grid": print_grid} | {f.__name__: f for f in (forked, depths, deeper, far, plain, two, blind)}
+
 if __name__ == "__main__":
-    make(print_grid, EXPERIMENTS, sys.argv[1:])
+    make(EXPERIMENTS, sys.argv[1:])

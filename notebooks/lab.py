@@ -180,10 +180,9 @@ def measured(name: str, runs: list[Config], points: bool = False, quick: bool = 
     return [kept[key] for key in keys]
 
 
-def make(grid: Callable, experiments: dict[str, Callable], names: list[str]) -> None:
-    """The grid that settings come from, and those experiments that are named, or all."""
+def make(experiments: dict[str, Callable], names: list[str]) -> None:
+    """Those experiments that are named, or all; and the grid's runs, where their settings come from it."""
     if unknown := set(names) - set(experiments):
         sys.exit(f"{unknown.pop()}: expected some of {', '.join(experiments)}")
-    grid()
     for name in names or experiments:
         experiments[name]()
