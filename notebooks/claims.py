@@ -261,7 +261,7 @@ def results_table() -> str:
     shares = "test_chosen test unseen pool pass@1_test pass@8_test legal".split()
     head = ["method", "settings", "test: chosen", "test", "unseen", "own", "pass@1", "pass@8", "legal"]
     head += ["rollouts", "demo tokens", "seconds", "tokens/s"]
-    rows = [["(best fixed formula)", "", *[f"{100 * countdown.best_formula():.1f}"] * 2, *[""] * 9]]
+    rows = [["(best fixed rule)", "", *[f"{100 * countdown.best_rule():.1f}"] * 2, *[""] * 9]]
     for arm, some in sorted(countdown.arms().items(), key=lambda arm: points(arm[1]).mean()):
         cost = {x: np.mean([r["last"][x] for r in some]) for x in countdown.COSTS}
         speed = (cost["sampled_tokens"] + cost["demo_tokens"]) / max(cost["seconds"], 1)

@@ -63,13 +63,13 @@ def minuses(problem: Problem) -> int:
 
 
 @cache
-def best_formula(world: str = "play", name: str = "test") -> float:
-    """The share of a split that the best fixed formula solves: one order (as given, rising, falling) and one row of
+def best_rule(world: str = "play", name: str = "test") -> float:
+    """The share of a split that the best fixed rule solves: one order (as given, rising, falling) and one row of
     signs for all problems. Who is not well above it has learnt a trick."""
     cfg = Config(**WORLDS[world])
     problems: list[Problem] = make_task(cfg.task).split(name, cfg.test, 0)
     targets = np.array([p.target for p in problems])
-    signs = np.array([*itertools.product([1, -1], repeat=len(problems[0].numbers))])  # (formulas, numbers)
+    signs = np.array([*itertools.product([1, -1], repeat=len(problems[0].numbers))])  # (rules, numbers)
     orders = [lambda x: x, sorted, lambda x: sorted(x, reverse=True)]
     solved = [(signs @ np.array([order(p.numbers) for p in problems]).T == targets).mean(1) for order in orders]
     return float(np.max(solved))

@@ -57,8 +57,8 @@ def curves(axis, world: str, found: dict) -> None:
         steps = found[arm][0]["step"]
         axis.plot(steps, accuracy.mean(0), color=COLORS[arm], label=arm)
         axis.fill_between(steps, accuracy.min(0), accuracy.max(0), color=COLORS[arm], alpha=0.12, lw=0)
-    formula = countdown.best_formula(world, "validation")
-    axis.axhline(100 * formula, color="k", ls=":", lw=1, label="best fixed rule")
+    solved = countdown.best_rule(world, "validation")
+    axis.axhline(100 * solved, color="k", ls=":", lw=1, label="best fixed rule")
     axis.set(xlabel="step", ylim=(0, 90))
     axis.legend(frameon=False, fontsize=8)
 
