@@ -38,6 +38,7 @@ WORLDS = {  # what differs from train.py's settings
 FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
 SEEDS, FEW = range(5), range(3)
+NUMBERS = (4, 5, 6)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -177,6 +178,16 @@ def six() -> dict[str, list[dict]]:
 
 
 @cache
+def numbers() -> dict[tuple[int, str], list[dict]]:
+    """Training until half of the validation problems are solved, from four numbers to six: the settings of six, and at
+    most four times its steps."""
+    more = dict(until=0.5, steps=4 * WORLDS["six"]["steps"], eval_every=25, test=0)
+    some = {arm: tuned("six")[arm] | more for arm in ("rft", "sft_rft", "uft")}
+    cells = {(n, arm): cell | dict(task=f"countdown:numbers={n}") for n in NUMBERS for arm, cell in some.items()}
+    return several(cells, FEW, "six")
+
+
+@cache
 def dial() -> dict[tuple[int, str], list[dict]]:
     """From a weak base to the usual one, with the settings of the usual one."""
     some = {"base": dict(steps=0)} | {arm: tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
@@ -222,7 +233,7 @@ def both_grids() -> None:
         print_grid(world)
 
 
-EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in (six, demo, arms, dial, longer, switches, hints)}
+EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in (six, numbers, demo, arms, dial, longer, switches, hints)}
 
 if __name__ == "__main__":
     make(EXPERIMENTS, sys.argv[1:])
