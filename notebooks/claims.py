@@ -83,11 +83,21 @@ def compared(
     return Claim(paper, claim, number, agreed(*gaps, least=least), len(gaps[0]), **more)
 
 
+def on_six() -> Iterator[Claim]:
+    found = countdown.six()
+    more = dict(found=found, ours="uft", command=COMMAND.format("six"))
+    for other in ("rft", "sft_rft"):
+        yield compared("UFT", f"UFT is above {named(other)}", other=other, front=True, **more)
+    better = max(("sft", "rft"), key=lambda arm: points(found[arm]).mean())
+    claim = f"UFT is 20 points or more above {named(better)}, the better of SFT and RFT"
+    yield compared("UFT", claim, other=better, least=20, **more)
+
+
 def on_demo() -> Iterator[Claim]:
     found, command = countdown.demo(), COMMAND.format("demo")
     for ours, other in (("uft", "rft"), ("uft", "sft_rft"), ("rft", "sft")):
         claim = f"{named(ours)} is above {named(other)}: default settings, 400 steps"
-        yield compared("UFT", claim, found, ours, other, command=command, front=other == "rft")
+        yield compared("UFT", claim, found, ours, other, command=command)
 
 
 def on_arms() -> Iterator[Claim]:
@@ -279,6 +289,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 CLAIMS = {  # by the task on which they are measured
     "tree:fork=2": (on_trees,),
     "tree": (on_farther_trees,),
+    "countdown:numbers=6": (on_six,),
     "countdown": (on_demo,),
     "countdown:plays=1": (on_arms, on_longer, on_hints, on_switches, on_dial, on_generalisation),
     "skills": (on_skills,),

@@ -77,10 +77,10 @@ def main() -> None:
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     boards(above.subplots(3, 1, height_ratios=[1, 4, 4]))
     left, middle, right = below.subplots(1, 3)
-    curves(left, "demo", countdown.demo())
+    curves(left, "six", countdown.six())
     curves(middle, "play", countdown.arms())
-    left.set(title="countdown, default settings", ylabel="% of validation problems solved, no hints")
-    middle.set(title="countdown:plays=1, tuned")
+    left.set(title="countdown:numbers=6", ylabel="% of validation problems solved, no hints")
+    middle.set(title="countdown:plays=1")
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 
