@@ -127,8 +127,8 @@ class Countdown(Task):
     """Reach the target from the numbers by + and - (ops=all: by * and /, too), each number used exactly once; one
     equation a line. The target is never the sum of all numbers, and no set of numbers stands in two splits.
 
-    Each target that twenty random plays reach is as likely as the others. With plays=1 the target is that of one play,
-    and problems that one minus solves, which would be three in five, are left out.
+    Each target that twenty random plays reach is as likely as the others; with plays=1 the target is that of one play.
+    With minuses=2 the problems that one minus solves, which would be half or more, are left out.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -138,13 +138,14 @@ class Countdown(Task):
     UNSEEN = 7  # a number that fine-tuning never gives; only the base has practised it
     SIGNS = {"plusminus": "+-", "all": "+-*/"}
 
-    def __init__(self, numbers: int = 5, ops: str = "plusminus", high: int = 10, limit: int = 50, plays: int = 20):
-        """So many numbers in 1..high; results up to `limit`; the target is one that so many random plays reach."""
-        if not (3 <= numbers <= 9 and 10 <= high <= limit and plays >= 1 and ops in self.SIGNS):
-            raise ValueError("countdown: expected 3 <= numbers <= 9, 10 <= high <= limit, plays > 0, ops plusminus/all")
+    def __init__(self, numbers=5, ops="plusminus", high=10, limit=50, plays=20, minuses=1):
+        """So many numbers in 1..high; results up to `limit`; the target is one that so many random plays reach, and
+        takes so many minuses or more."""
+        if not (3 <= numbers <= 9 and 10 <= high <= limit and plays >= 1 and minuses in (1, 2) and ops in self.SIGNS):
+            raise ValueError("countdown wants numbers 3..9, high 10..limit, plays > 0, minuses 1/2, ops plusminus/all")
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])
         self.equation = re.compile(rf"(\d{{1,9}})([{re.escape(self.SIGNS[ops])}])(\d{{1,9}})=(\d{{1,9}})", re.ASCII)
-        self.numbers, self.signs, self.high, self.limit = numbers, self.SIGNS[ops], high, limit
+        self.numbers, self.signs, self.high, self.limit, self.minuses = numbers, self.SIGNS[ops], high, limit, minuses
         self.prompt_tokens, self.answer_tokens = 2 * numbers + 2, 6 * (numbers - 1)
         self.chances = (plays, 8 * numbers, 3)  # random numbers for a problem: plays, moves, what a move depends on
         self.form = r"\d{1,9} " * numbers + r"-> \d{1,9}"
@@ -161,7 +162,7 @@ class Countdown(Task):
             wanted = self.place(Problem("", numbers=numbers)) == split  # asked first, since to play takes longest
             reached = {target: equations for equations, target in (self.play(numbers, x) for x in chances if wanted)}
             # A number that is subtracted counts twice in what the target lacks: it is missing, and taken away.
-            tricks = [sum(numbers), *(sum(numbers) - 2 * n for n in numbers * (len(chances) == 1))]
+            tricks = [sum(numbers), *(sum(numbers) - 2 * n for n in numbers * (self.minuses - 1))]
             found = [self.put(numbers, x, equations) for x, equations in reached.items() if x not in [0, *tricks]]
             if found:
                 return found[rng.integers(len(found))]

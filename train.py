@@ -86,7 +86,7 @@ FLAGS = {"method": {"choices": METHODS, "nargs": "+"}, "reference": {"choices": 
 SHARES, AT_LEAST_1 = "hint_low hint_high share", "problems group updates micro_batch validation eval_every demos warmup"
 MAY_CHANGE = "steps out cache device"  # where a stopped run goes on
 COUNTED = ["rollouts", "sampled_tokens", "demo_tokens", "seconds"]  # from the run's start
-FORMAT = 7  # of checkpoints; raise it when their content changes
+FORMAT = 8  # of checkpoints; raise it when their content changes
 RANK, LOCAL_RANK, PROCESSES = (int(os.environ.get(*x)) for x in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 
 

@@ -31,7 +31,7 @@ OTHERS = {  # what else is tried, at an arm's best rate: three cells each
 }
 DIAL = (250, 300, 400, 800)  # steps of base training: from a base that hardly plays by the rules to the usual one
 WORLDS = {  # what differs from train.py's settings
-    "play": dict(task="countdown:plays=1"),
+    "play": dict(task="countdown:plays=1,minuses=2"),
     "demo": dict(steps=400),  # the default task
     "six": dict(task="countdown:numbers=6", steps=400, problems=64),  # a number more; twice the problems in a step
 }
@@ -188,6 +188,15 @@ def numbers() -> dict[tuple[int, str], list[dict]]:
 
 
 @cache
+def apart() -> dict[tuple[str, int, int], list[dict]]:
+    """What differs between "six" and "play", one at a time: how targets are drawn, and how many minuses they take."""
+    some = [("rft", 20, 1), ("rft", 1, 1), ("rft", 20, 2), ("rft", 1, 2), ("uft", 20, 1), ("uft", 20, 2)]
+    tasks = {x: "countdown:numbers=6,plays={},minuses={}".format(*x[1:]) for x in some}
+    cells = {x: tuned("six")[x[0]] | dict(task=task, test=0) for x, task in tasks.items()}
+    return several(cells, GRID_SEEDS, "six", "countdown_grid")
+
+
+@cache
 def dial() -> dict[tuple[int, str], list[dict]]:
     """From a weak base to the usual one, with the settings of the usual one."""
     some = {"base": dict(steps=0)} | {arm: tuned()[arm] for arm in ("rft", "sft_rft", "uft")}
@@ -233,7 +242,8 @@ def both_grids() -> None:
         print_grid(world)
 
 
-EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in (six, numbers, demo, arms, dial, longer, switches, hints)}
+RUNS = (six, apart, numbers, demo, arms, dial, longer, switches, hints)
+EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in RUNS}
 
 if __name__ == "__main__":
     make(EXPERIMENTS, sys.argv[1:])

@@ -22,7 +22,7 @@ from train import Config, base_model, splits  # noqa: E402
 def boards(axes) -> None:
     """SFT, RFT and UFT on the same problem: what each token weighs. The seed is the first with which one of UFT's four
     answers is right, and RFT's earn the same, as those of most groups of four do from this base."""
-    cfg = Config(task="countdown:plays=1", problems=1, group=4)
+    cfg = Config(task="countdown:plays=1,minuses=2", problems=1, group=4)
     task = make_task(cfg.task)
     base, problem = base_model(cfg, task), splits(cfg, task)["pool"][6]
     titles = {
@@ -80,7 +80,7 @@ def main() -> None:
     curves(left, "six", countdown.six())
     curves(middle, "play", countdown.arms())
     left.set(title="countdown:numbers=6", ylabel="% of validation problems solved, no hints")
-    middle.set(title="countdown:plays=1")
+    middle.set(title="countdown:plays=1,minuses=2")
     rollouts(right)
     figure.savefig(Path(__file__).parent / "figures/front.png", dpi=110)
 

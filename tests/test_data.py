@@ -64,10 +64,10 @@ def test_the_base_s_corpus_gives_no_test_away():
 
 
 def test_no_trick_solves_a_problem():
-    """The sum of all numbers, however random play gets there; and where targets are as it reaches them, also one number
-    subtracted, which would solve most."""
-    for plays, least in {20: 1, 1: 2}.items():
-        task, rng = TASKS["countdown"](plays=plays), np.random.default_rng(0)
+    """The sum of all numbers, however random play gets there; and where two minuses are asked for, also one number
+    subtracted."""
+    for plays, least in ((20, 1), (1, 1), (20, 2), (1, 2)):
+        task, rng = TASKS["countdown"](plays=plays, minuses=least), np.random.default_rng(0)
         problems = task.split("test", 200, 0) + [task.problem(rng) for _ in range(100)]
         assert min(map(minuses, problems)) == least and all(1 <= p.target <= 50 for p in problems)
 
