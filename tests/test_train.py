@@ -229,7 +229,7 @@ def test_help_tells_all_settings_methods_and_options(capsys):
         (["--task", "tree:fork=many"], "fork=many: expected int"),
         (["--task", "tree:fork=9"], "tree: expected 1 <= horizon <= 64, 2 <= B <= 10, 0 <= fork <= horizon"),
         (["--task", "countdown:numbers=2"], "wants numbers 3..9"),
-        (["--task", "countdown:high=60"], "10 <= high <= limit"),
+        (["--task", "countdown:high=60"], "high 10..limit"),
         (["--task", "countdown:high=many"], "high=many: expected int"),
         (["--task", "chain:horizon=4"], "different pool problems exist, not 1024"),
         (["--device", "tpu"], "--device tpu: expected auto, or what this machine has: "),
