@@ -36,7 +36,7 @@ WORLDS = {  # what differs from train.py's settings
     "six": dict(task="countdown:numbers=6", steps=400, problems=64),  # a number more; twice the problems in a step
 }
 FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
-GRID_SEEDS = range(100, 102)  # a base, a pool and samples that no figure shows
+GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apart(), alone
 SEEDS, FEW = range(5), range(3)
 NUMBERS = (4, 5, 6)
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
