@@ -3,6 +3,7 @@
 python notebooks/claims.py          writes them anew, in a quarter of a minute
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -91,6 +92,17 @@ def on_six() -> Iterator[Claim]:
     better = max(("sft", "rft"), key=lambda arm: points(found[arm]).mean())
     claim = f"UFT is 20 points or more above {named(better)}, the better of SFT and RFT"
     yield compared("UFT", claim, other=better, least=20, **more)
+
+
+def on_numbers() -> Iterator[Claim]:
+    found = countdown.numbers()
+    for n, other in itertools.product(countdown.NUMBERS, ("rft", "sft_rft")):
+        ours, theirs = (np.array([x["step"][-1] for x in found[n, arm]]) for arm in ("uft", other))
+        gaps = np.log(theirs / ours)
+        middle, low, high = np.exp(interval(gaps))
+        number = f"{named(other)} takes {middle:.1f} ({low:.1f} .. {high:.1f}) times as many"
+        claim = f"UFT needs fewer steps than {named(other)} until half of the problems are solved, N = {n}"
+        yield Claim("UFT", claim, number, verdict(gaps), len(gaps), COMMAND.format("numbers"))
 
 
 def on_demo() -> Iterator[Claim]:
@@ -290,6 +302,7 @@ CLAIMS = {  # by the task on which they are measured
     "tree:fork=2": (on_trees,),
     "tree": (on_farther_trees,),
     "countdown:numbers=6": (on_six,),
+    "countdown:numbers=N": (on_numbers,),
     "countdown": (on_demo,),
     "countdown:plays=1,minuses=2": (on_arms, on_longer, on_hints, on_switches, on_dial, on_generalisation),
     "skills": (on_skills,),

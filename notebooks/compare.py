@@ -23,7 +23,7 @@ from notebooks.lab import side_by_side  # noqa: E402
 from notebooks.report import report  # noqa: E402
 from train import Config, pick_device, run  # noqa: E402
 
-MAIN_JOB = ("sft", "rft", "sft_rft", "uft")
+MAIN_JOB = ("sft", "sft_rft", "rft", "uft")
 
 
 def watch(name: str, s: Step) -> dict:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data import Problem, make_task  # noqa: E402
+from data import TASKS, Countdown, Problem, make_task  # noqa: E402
 from nanouft import rollout  # noqa: E402
 from notebooks.lab import QUICK, behaviour, make, measured  # noqa: E402
 from train import Config, load, make_model, randomness, run, score, splits  # noqa: E402
@@ -39,12 +39,29 @@ FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apart(), alone
 SEEDS, FEW = range(5), range(3)
 NUMBERS = (4, 5, 6)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that one minus solves, so many stay in training
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
 AT_VALIDATIONS = ["step", *COSTS, "accuracy", "base_kl"]
 AT_THE_END = "test test_chosen unseen unseen_chosen pass@1_test pass@8_test base_kl_test".split()
 OVER_BLOCKS = "explored_solved supervised entropy grad_norm reward frac_reward_zero_std".split()
+
+
+class Shares(Countdown):
+    """Six numbers, as in "six", but only a share of the problems that one minus solves is trained on. What is
+    validated and tested on is what it is there."""
+
+    def __init__(self, share=1.0):
+        super().__init__(numbers=6)
+        self.share = share
+
+    def problem(self, rng: np.random.Generator, split: str = "pool") -> Problem:
+        self.minuses = 1 if split != "pool" or self.share == 1 or rng.random() < self.share else 2
+        return super().problem(rng, split)
+
+
+TASKS["shares"] = Shares
 
 
 def by_the_rules(task, rows) -> float:
@@ -187,6 +204,20 @@ def numbers() -> dict[tuple[int, str], list[dict]]:
     return several(cells, FEW, "six")
 
 
+def until_half(result: dict) -> str:
+    """The steps that it took; in brackets, the percent that the last one of all solved."""
+    end = result["accuracy"][-1]
+    return str(result["step"][-1]) if end >= 0.5 else f"({100 * end:.0f})"
+
+
+@cache
+def shares() -> dict[tuple[float, str], list[dict]]:
+    """From no problems that one minus solves to all that there are, on six numbers, with the settings of "six"."""
+    some = {arm: tuned("six")[arm] for arm in ("rft", "sft_rft", "uft")}
+    tasks = {x: f"shares:share={x:g}" if x < 1 else "countdown:numbers=6" for x in SHARES}
+    return several({(x, arm): cell | dict(task=tasks[x]) for x in SHARES for arm, cell in some.items()}, FEW, "six")
+
+
 @cache
 def apart() -> dict[tuple[str, int, int], list[dict]]:
     """What differs between "six" and "play", one at a time: how targets are drawn, and how many minuses they take."""
@@ -242,7 +273,7 @@ def both_grids() -> None:
         print_grid(world)
 
 
-RUNS = (six, apart, numbers, demo, arms, dial, longer, switches, hints)
+RUNS = (six, apart, numbers, shares, demo, arms, dial, longer, switches, hints)
 EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in RUNS}
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def side_by_side(runs: list[Config], work: Callable = run, after: Callable = lam
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, prepare) as pool:
         try:
-            # The main job's last methods take longest.
+            # From the last to the first: the main job's last two take longest, and so they begin.
             futures = {pool.submit(work, cfg): i for i, cfg in reversed([*enumerate(runs)])}
             for future in as_completed(futures):
                 if not future.exception():
