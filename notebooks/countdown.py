@@ -49,8 +49,8 @@ OVER_BLOCKS = "explored_solved supervised entropy grad_norm reward frac_reward_z
 
 
 class Shares(Countdown):
-    """Six numbers, as in "six", but only a share of the problems that one minus solves is trained on. What is
-    validated and tested on is what it is there."""
+    """Six numbers, but only a share of the problems that one minus solves is trained on. Validation and test are those
+    of "six"."""
 
     def __init__(self, share=1.0):
         super().__init__(numbers=6)
