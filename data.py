@@ -163,8 +163,7 @@ class Countdown(Task):
             reached = {target: equations for equations, target in (self.play(numbers, x) for x in chances if wanted)}
             # A number that is subtracted counts twice in what the target lacks: it is missing, and taken away.
             tricks = [sum(numbers), *(sum(numbers) - 2 * n for n in numbers * (self.minuses - 1))]
-            found = [self.put(numbers, x, equations) for x, equations in reached.items() if x not in [0, *tricks]]
-            if found:
+            if found := [self.put(numbers, x, equations) for x, equations in reached.items() if x not in [0, *tricks]]:
                 return found[rng.integers(len(found))]
         raise ValueError(f"countdown: random play finds no such problem for {split}: choose a lower high")
 

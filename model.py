@@ -60,8 +60,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor, sees: Tensor | None, kv: Tensor | None) -> Tensor:
         B, T, C = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        (q, k), v = rotate(qkv[:2], rotary), qkv[2]
+        qk, (v,) = self.qkv(self.norm1(x)).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split([2, 1])
+        q, k = rotate(qk, rotary)  # (B, H, T, D), as v is
         if kv is not None:  # (2, B, H, used, D), the last T columns of it new
             kv[0, :, :, -T:], kv[1, :, :, -T:] = k, v
             k, v = kv
@@ -86,9 +86,8 @@ class GPT(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-5)
         angle = torch.outer(torch.arange(max_len), 10_000 ** (-torch.arange(0, D, 2) / D)).repeat(1, 2)
         sign = (torch.arange(D) >= D // 2) * 2 - 1  # (a, b) turns to (a cos - b sin, b cos + a sin)
-        self.register_buffer(
-            "rotary", torch.stack([angle.cos(), angle.sin() * sign]), persistent=False
-        )  # (2, max_len, D)
+        rotary = torch.stack([angle.cos(), angle.sin() * sign])  # (2, max_len, D)
+        self.register_buffer("rotary", rotary, persistent=False)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -114,11 +114,16 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
-    """log pi of each token of the answers, and the entropy of the distribution that it comes from: both (N, T).
-    Column 0 is 0, for nothing comes before it."""
-    words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)  # (N, T-1, V)
+    """log pi of each token of the answers, (N, T), and of every word in each place but the first, (N, T-1, V). Column 0
+    of the tokens' is 0, for nothing comes before it."""
+    words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)
     own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # in prompts there may be words without a logit
-    return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), F.pad(-(words.exp() * words).sum(-1), (1, 0))
+    return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), words
+
+
+def entropy(words: Tensor) -> Tensor:
+    """(N, T) of the distribution that each token comes from."""
+    return F.pad(-(words.exp() * words).sum(-1), (1, 0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,9 +185,9 @@ class Method:
         c, A = (zeros + cell(column, s, rows) for column in (self.c, self.advantage))
         return c.view(-1, 1) * rows.hint + A.view(-1, 1) * rows.suffix
 
-    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
+    def objective(self, s: Step, rows: Rows, logp: Tensor, words: Tensor) -> Tensor:
         """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
-        of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (Some methods weigh tokens by entropy.)
+        of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (Methods that look at entropy need words.)
 
         Clipping, GRPO (3), acts from the second update on, where a token has moved far enough (at clip = 0.2):
             A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up
@@ -219,8 +224,8 @@ def loss_sum(method: Method, s: Step, rows: Rows) -> Tensor:
     Do not read progress off the loss. At ratio 1 a suffix token adds -A to it, whatever its probability, and the A of a
     group sum to 0: with answers of one length the sum is 0, however good they are. The gradient is not.
     """
-    logp, entropy = log_probs(s.model, rows)
-    loss = -method.objective(s, rows, logp, entropy)  # (N, T)
+    logp, words = log_probs(s.model, rows)
+    loss = -method.objective(s, rows, logp, words)  # (N, T)
     if s.cfg.kl_coef:
         with torch.no_grad():
             gap = log_probs(s.base, rows)[0]
@@ -229,7 +234,7 @@ def loss_sum(method: Method, s: Step, rows: Rows) -> Tensor:
         # each term >= 0, and adds 0 on average: exp(gap) is base / pi, and pi * base / pi sums to 1 over all words.
         loss = loss + s.cfg.kl_coef * (gap.exp() - gap - 1)
     if s.cfg.entropy_coef:
-        loss = loss - s.cfg.entropy_coef * entropy * rows.suffix
+        loss = loss - s.cfg.entropy_coef * entropy(words) * rows.suffix
     return loss.sum()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import Problem  # noqa: E402
-from nanouft import METHODS, Method, Rows, Step, all_sum, anneal, binomial, grpo, grpo_advantages, whole  # noqa: E402
+from nanouft import METHODS, Method, Rows, Step, all_sum, anneal, binomial, entropy, grpo, grpo_advantages, whole  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Another objective: c spread over a hint's tokens, by what the policy thinks of each
@@ -30,10 +30,10 @@ class Shaped(Method):
 
     times: Callable | None = None  # (p = pi(token), entropy of the word in its place, which are hint) -> a factor on c
 
-    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
-        factor = self.times(logp.detach().exp(), entropy.detach(), rows.hint)
+    def objective(self, s: Step, rows: Rows, logp: Tensor, words: Tensor) -> Tensor:
+        factor = self.times(logp.detach().exp(), entropy(words.detach()), rows.hint)
         weight = torch.where(rows.hint, rows.weight * factor, rows.weight)
-        return super().objective(s, replace(rows, weight=weight), logp, entropy)
+        return super().objective(s, replace(rows, weight=weight), logp, words)
 
 
 def likely(p: Tensor, entropy: Tensor, hint: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Resample(Method):
             left -= n
             rows = instead(s, rows, alike & (alike.cumsum() <= n), s.draw(s.cfg.share)[:n], np.zeros(n, int))
 
-    def objective(self, s: Step, rows: Rows, logp: Tensor, entropy: Tensor) -> Tensor:
+    def objective(self, s: Step, rows: Rows, logp: Tensor, words: Tensor) -> Tensor:
         ratio = rows.ratio(logp)
         return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1.28) * rows.weight)
 

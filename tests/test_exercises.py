@@ -77,14 +77,14 @@ def test_switch():
 def test_noticed():
     ours = Method.objective
 
-    def ratio(self, s, rows, logp, entropy):
+    def ratio(self, s, rows, logp, words):
         ratio = (logp - rows.logp).exp()  # of a hint: pi / 1
         return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1 + s.cfg.clip) * rows.weight)
 
-    def everything(self, s, rows, logp, entropy):
+    def everything(self, s, rows, logp, words):
         return rows.weight * logp
 
-    def nothing(self, s, rows, logp, entropy):  # rows.ratio() is 1 on a hint
+    def nothing(self, s, rows, logp, words):  # rows.ratio() is 1 on a hint
         ratio = rows.ratio(logp)
         return torch.minimum(ratio * rows.weight, ratio.clamp(1 - s.cfg.clip, 1 + s.cfg.clip) * rows.weight)
 
