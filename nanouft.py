@@ -17,11 +17,12 @@ for RFT. Implicit-reward UFT learns from whole answers that are given, each with
 
 train_step is the engine. METHODS, at the end of this file, is the table of all methods. Read these two, then from here.
 
-The words. The *policy* pi is the model in training; the *base* is a frozen copy from before this training. A *rollout*
-samples an answer. Its *reward* says how good it is (mostly 1.0 right, 0.1 well-formed but wrong, 0 neither). A *group*
-is G rows of the same problem, and a row's *advantage* is how much better than its own group it did. In shape comments:
+The words. The *policy* pi is the model in training; the *base* is a frozen copy from before it (or from the end of a
+warm-up: --reference sft). A *rollout* samples an answer. Its *reward* says how good it is (mostly 1.0 right, 0.1
+well-formed but wrong, 0 neither). A *group* is G rows of the same problem, and a row's *advantage* is how much better
+than its own group it did. In shape comments:
 
-    P problems   G rows of each   N = P * G rows   T tokens   L units in a demonstration, of which a hint has l
+    P problems   G rows of each   N = P * G rows   T tokens   V words   L units in a demonstration; a hint has l
 
 The whole loss, for several updates on the same rows, and with two extras, which a coefficient of 0 switches off:
 
@@ -32,8 +33,8 @@ The *ratio* is a suffix token's probability now, over its probability when it wa
 sampled, so they have no ratio. KL estimates how far pi has moved from the base, and S is the entropy of the
 distribution that the token was drawn from. Everything is a sum over tokens, divided once by one constant, Z = P * G *
 the longest answer allowed (where there are several processes, P is of all of them together). So what a token weighs
-does not depend on its answer's length, on rows that are left out, or on micro-batches. Every row counts: G rows with
-the same hint push it by G * c in all.
+does not depend on its answer's length, on rows that are left out, or on micro-batches. G rows with the same hint push
+it by G * c in all.
 
 What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
@@ -114,15 +115,15 @@ def rollout(model: GPT, task: Task, problems: list[Problem], hints, temperature=
 
 
 def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
-    """log pi of each token of the answers, (N, T), and of every word in each place but the first, (N, T-1, V). Column 0
-    of the tokens' is 0, for nothing comes before it."""
+    """log pi of each token of the answers, (N, T), where column 0 is 0, for nothing comes before it; and of all V words
+    in every other column, (N, T-1, V)."""
     words = F.log_softmax(model(rows.tokens[:, :-1]), dim=-1)
     own = rows.tokens.where(rows.hint | rows.suffix, 0)[:, 1:, None]  # in prompts there may be words without a logit
     return F.pad(words.gather(-1, own)[:, :, 0], (1, 0)), words
 
 
 def entropy(words: Tensor) -> Tensor:
-    """(N, T) of the distribution that each token comes from."""
+    """(N, T) of the distribution that each token comes from, out of log pi of all words; 0 in column 0."""
     return F.pad(-(words.exp() * words).sum(-1), (1, 0))
 
 
@@ -139,7 +140,7 @@ class Step:
     task: Task
     model: GPT  # the policy
     base: GPT
-    draw: Callable[[float], list[Problem]]  # draw(share): P problems, that share of them with a demonstration
+    draw: Callable[[float], list[Problem]]  # draw(share): P problems; of skills, that share has a demonstration
     rng: np.random.Generator
     coin: float = 0.0  # uniform in [0, 1)
     generator: torch.Generator | None = None
@@ -187,7 +188,7 @@ class Method:
 
     def objective(self, s: Step, rows: Rows, logp: Tensor, words: Tensor) -> Tensor:
         """(N, T) What each token adds to the objective. On the first update after sampling its gradient is simply that
-        of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (Methods that look at entropy need words.)
+        of weight * logp: grad ratio = ratio * grad log pi, and ratios are 1. (For entropy: words, from log_probs.)
 
         Clipping, GRPO (3), acts from the second update on, where a token has moved far enough (at clip = 0.2):
             A = +1, ratio 1.3:  min(+1.3, +1.2) = +1.2, flat       ratio 0.7:  min(+0.7, +0.8) = +0.7, still pulls up

@@ -39,7 +39,8 @@ FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apart(), alone
 SEEDS, FEW = range(5), range(3)
 NUMBERS = (4, 5, 6)
-SHARES = (0.0, 1.0)  # of the problems that one minus solves, so many stay in training
+WIDTHS = (32, 64, 128)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that one minus solves, so many stay in training
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -219,6 +220,13 @@ def shares() -> dict[tuple[float, str], list[dict]]:
 
 
 @cache
+def sizes() -> dict[tuple[int, str], list[dict]]:
+    """A smaller and a larger model on six numbers, with the settings that were found for the one between them."""
+    some = {"base": dict(steps=0)} | tuned("six")
+    return several({(n, arm): dict(width=n) | cell for n in WIDTHS for arm, cell in some.items()}, FEW, "six")
+
+
+@cache
 def apart() -> dict[tuple[str, int, int], list[dict]]:
     """What differs between "six" and "play", one at a time: how targets are drawn, and how many minuses they take."""
     some = [("rft", 20, 1), ("rft", 1, 1), ("rft", 20, 2), ("rft", 1, 2), ("uft", 20, 1), ("uft", 20, 2)]
@@ -273,7 +281,7 @@ def both_grids() -> None:
         print_grid(world)
 
 
-RUNS = (six, apart, numbers, shares, demo, arms, dial, longer, switches, hints)
+RUNS = (six, apart, numbers, shares, sizes, demo, arms, dial, longer, switches, hints)
 EXPERIMENTS = {"grid": both_grids} | {f.__name__: f for f in RUNS}
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def noticed(objective: Callable, test: str) -> str:
     logp = (-torch.rand(rows.tokens.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
 
     def gradient(objective: Callable) -> torch.Tensor:
-        return torch.autograd.grad(objective(METHODS["uft"], s, rows, logp, logp).sum(), logp)[0]
+        return torch.autograd.grad(objective(METHODS["uft"], s, rows, logp, None).sum(), logp)[0]
 
     ours, yours = gradient(Method.objective), gradient(objective)
     if not torch.allclose(ours[rows.suffix], yours[rows.suffix]):
