@@ -128,7 +128,7 @@ class Countdown(Task):
     equation a line. The target is never the sum of all numbers, and no set of numbers stands in two splits.
 
     Each target that twenty random plays reach is as likely as the others; with plays=1 the target is that of one play.
-    With minuses=2 the problems that one minus solves, which would be half or more, are left out.
+    With minuses=2 two numbers or more must be subtracted; otherwise one is enough in about half of the problems.
 
     Reward 1.0: right. 0.1: the right number of equations, each well-formed, but arithmetic, operands or target wrong.
     0: anything else. Numbers are whole and unsigned, so the result of a division that is not exact cannot be written.
@@ -140,7 +140,7 @@ class Countdown(Task):
 
     def __init__(self, numbers=5, ops="plusminus", high=10, limit=50, plays=20, minuses=1):
         """So many numbers in 1..high; results up to `limit`; the target is one that so many random plays reach, and
-        takes so many minuses or more."""
+        for which so many of the numbers, or more, must be subtracted."""
         if not (3 <= numbers <= 9 and 10 <= high <= limit and plays >= 1 and minuses in (1, 2) and ops in self.SIGNS):
             raise ValueError("countdown wants numbers 3..9, high 10..limit, plays > 0, minuses 1/2, ops plusminus/all")
         super().__init__(["\n", " ", " -> ", "=", *self.SIGNS[ops], *map(str, range(limit + 1))])

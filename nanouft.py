@@ -12,10 +12,11 @@ and a step of training raises the log-probability of each token, or lowers it, a
 
 A method is a choice of weights: c where a token was given, A where it was sampled, 0 on prompts and padding. A hint of
 l = L units with c = 1 is supervised fine-tuning (SFT). No hint, l = 0, is reinforcement fine-tuning (RFT). UFT lies
-between: hints that grow shorter from step to step, with a small c on them. SASR tosses a coin in each step, for SFT or
-for RFT. Implicit-reward UFT learns from whole answers that are given, each with a score, from which c follows.
+between: hints that grow shorter from step to step, with a c below 1. SASR tosses a coin in each step, for SFT or for
+RFT. Implicit-reward UFT learns from whole answers that are given, each with a score, from which c follows.
 
-train_step is the engine. METHODS, at the end of this file, is the table of all methods. Read these two, then from here.
+train_step is the engine. METHODS, at the end of this file, is the table of all methods. Read these two first, then the
+file from here.
 
 The words. The *policy* pi is the model in training; the *base* is a frozen copy from before it (or from the end of a
 warm-up: --reference sft). A *rollout* samples an answer. Its *reward* says how good it is (mostly 1.0 right, 0.1
@@ -30,11 +31,10 @@ The whole loss, for several updates on the same rows, and with two extras, which
                    + sum over suffix tokens  [ min(ratio * A, clip(ratio) * A) - kl_coef * KL + entropy_coef * S ] )
 
 The *ratio* is a suffix token's probability now, over its probability when it was sampled. Hint tokens were never
-sampled, so they have no ratio. KL estimates how far pi has moved from the base, and S is the entropy of the
-distribution that the token was drawn from. Everything is a sum over tokens, divided once by one constant, Z = P * G *
-the longest answer allowed (where there are several processes, P is of all of them together). So what a token weighs
-does not depend on its answer's length, on rows that are left out, or on micro-batches. G rows with the same hint push
-it by G * c in all.
+sampled, so they have no ratio. KL estimates how far pi has moved from the base, and S is the entropy of pi at a token,
+as pi is now. Everything is a sum over tokens, divided once by one constant, Z = P * G * the longest answer allowed
+(where there are several processes, P is of all of them together). So what a token weighs does not depend on its
+answer's length, on rows that are left out, or on micro-batches. G rows with the same hint push it by G * c in all.
 
 What the papers say, and what is decided here:
  1. UFT (2505.16984): objective (3.3). Hints have Binomial(L, p(t)) units; p(t) falls down a cosine, and from step
@@ -44,7 +44,7 @@ What the papers say, and what is decided here:
  3. SASR (2505.13026): a warm-up of SFT; after it, a step is one of SFT with probability g / (g + gamma * g_warmup).
     g is the gradient's norm, before it is clipped to 1, in the latest SFT step (in its first update, if it has
     several). g_warmup is the mean of these norms over the last 25 steps of the warm-up, and is frozen from then on; g
-    starts out as it. (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
+    starts from it. (The mean is a decision of ours: the paper's g_warmup is the norm of one step.)
  4. Implicit-reward UFT (2410.21438): the implicit reward is r_hat = beta * log(pi / base), with a beta of its own. A
     demonstration is an answer with score 1, whatever reward it would earn.
 """
@@ -67,12 +67,12 @@ from model import GPT, pad_rows, sample
 
 @dataclass
 class Rows:
-    """N rows of T tokens. The G rows of a group stand side by side.
+    r"""N rows of T tokens. The G rows of a group stand side by side.
 
-    tokens   9 5 1 -> 3 \\n 9 - 5 = 4 \\n 4 - 1 = 3 <end> <pad> <pad>      (blanks, tokens too, are left out)
-    hint                    x x x x x x                                    given
-    suffix                              x x x x x x                        sampled; so is <end>: to stop is a choice
-    weight   0 0 0 0  0  0  c c c c c c A A A A A A      0     0           how hard each token is pushed
+    tokens   9 5 1 -> 3 \n 9 - 5 = 4 \n 4 - 1 = 3 <end> <pad> <pad>    (blanks, tokens too, are left out)
+    hint                   x x x x x x                                 given
+    suffix                              x x x x x x                    sampled; so is <end>: to stop is a choice
+    weight   0 0 0 0  0 0  c c c c c c  A A A A A A     0     0        how hard each token is pushed
     """
 
     problems: list[Problem]  # N of them: a problem stands here once for each row
@@ -81,7 +81,7 @@ class Rows:
     suffix: Tensor  # (N, T) bool
     logp: Tensor  # (N, T) log-probability of each suffix token when it was sampled; elsewhere 0
     reward: Tensor  # (N,)
-    solved: Tensor  # (N,) bool: a reward as good as the demonstration's
+    solved: Tensor  # (N,) bool: a reward as good as the demonstration's (on forked trees its leaf will do)
     weight: Tensor  # (N, T) what the method says; 0 before
 
     def take(self, index: Tensor) -> "Rows":
@@ -123,7 +123,7 @@ def log_probs(model: GPT, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def entropy(words: Tensor) -> Tensor:
-    """(N, T) of the distribution that each token comes from, out of log pi of all words; 0 in column 0."""
+    """(N, T) of pi at each token, out of log pi of all words there; 0 in column 0."""
     return F.pad(-(words.exp() * words).sum(-1), (1, 0))
 
 
@@ -133,14 +133,14 @@ def entropy(words: Tensor) -> Tensor:
 
 @dataclass
 class Step:
-    """A step of training: all that a method may look at. Only the last four fields change while it goes on."""
+    """A step of training: all that a method may look at. The last four fields are filled in while it goes on."""
 
     t: int  # steps before this one
     cfg: object  # train.Config
     task: Task
     model: GPT  # the policy
     base: GPT
-    draw: Callable[[float], list[Problem]]  # draw(share): P problems; of skills, that share has a demonstration
+    draw: Callable[[float], list[Problem]]  # draw(share): P problems; in task skills, that share has a demonstration
     rng: np.random.Generator
     coin: float = 0.0  # uniform in [0, 1)
     generator: torch.Generator | None = None

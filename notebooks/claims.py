@@ -116,7 +116,7 @@ def on_arms() -> Iterator[Claim]:
     found, command = countdown.arms(), COMMAND.format("arms")
     more = dict(found=found, command=command)
     yield compared("UFT", "RFT is above SFT", ours="rft", other="sft", front=True, **more)
-    claim = f"UFT is at most {-LEVEL:.0f} points below RFT"
+    claim = f"UFT is level with RFT: at most {-LEVEL:.0f} points below it (our margin)"
     yield compared("UFT", claim, ours="uft", other="rft", least=LEVEL, front=True, **more)
     for other in ("sft_rft", "r3", "sft"):
         claim = f"UFT is above {named(other)}"
@@ -221,8 +221,8 @@ def on_trees() -> Iterator[Claim]:
     for arm, claim in {
         "sft": "Imitation alone ends where its teacher ends",
         "r3": "Hints without their log-likelihood (R3) fade",
-        "superrl": "Prefixes are needed: to copy the demonstration where all tries failed (superrl) is not enough",
-        "luffy": "Prefixes are needed: the demonstration as one answer of each group (luffy) is not enough",
+        "superrl": "Prefixes are needed: superrl, which copies the demonstration where all tries failed, fades",
+        "luffy": "Prefixes are needed: luffy, whose groups have the demonstration as one answer, fades",
     }.items():
         holds = "holds" if reached[arm][-1] < 5 else "does not hold"
         yield Claim("ours", claim, solved(arm), holds, n, command, arm == "superrl")
@@ -268,7 +268,7 @@ def on_skills() -> Iterator[Claim]:
     kept = sum(min(x["demonstrated"], x["scored"]) > 0.5 for x in two_stages)
     told = f"A {A['sft'].mean():.0f} % after SFT, {A['learns B'].mean():.0f} once B is learnt; above 50 in both: "
     told += f"{kept} of {len(two_stages)} settings"
-    yield row("SFT, then alignment, forgets what SFT taught", told, "does not hold" if kept else "holds", True)
+    yield row("SFT, then training on scores, forgets what SFT taught", told, "does not hold" if kept else "holds", True)
     ends = {x: np.minimum(interval(y["implicit"]), 100) for x, y in skills.items()}
     told = ", ".join("{} {:.1f} ({:.1f} .. {:.1f})".format(x, *y) for x, y in ends.items())
     holds = verdict(np.minimum(A["implicit"], B["implicit"]), 80)
