@@ -40,7 +40,7 @@ GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apa
 SEEDS, FEW = range(5), range(3)
 NUMBERS = (4, 5, 6)
 WIDTHS = (32, 64)  # of the model
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that one minus solves, so many stay in training
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that need one minus, so many stay in training
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
 COSTS = "rollouts sampled_tokens demo_tokens seconds".split()
@@ -50,7 +50,7 @@ OVER_BLOCKS = "explored_solved supervised entropy grad_norm reward frac_reward_z
 
 
 class Shares(Countdown):
-    """Six numbers, but only a share of the problems that one minus solves is trained on. Validation and test are those
+    """Six numbers, but only a share of the problems that need one minus is trained on. Validation and test are those
     of "six"."""
 
     def __init__(self, share=1.0):
@@ -213,7 +213,7 @@ def until_half(result: dict) -> str:
 
 @cache
 def shares() -> dict[tuple[float, str], list[dict]]:
-    """From no problems that one minus solves to all that there are, on six numbers, with the settings of "six"."""
+    """From no problems that need one minus to all that there are, on six numbers, with the settings of "six"."""
     some = {arm: tuned("six")[arm] for arm in ("rft", "sft_rft", "uft")}
     tasks = {x: f"shares:share={x:g}" if x < 1 else "countdown:numbers=6" for x in SHARES}
     return several({(x, arm): cell | dict(task=tasks[x]) for x in SHARES for arm, cell in some.items()}, FEW, "six")
