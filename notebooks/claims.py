@@ -126,7 +126,7 @@ def on_arms() -> Iterator[Claim]:
         yield compared("SASR", claim, ours="sasr", other=other, front=other == "sft_rft", **more)
     early = [100 * np.array([np.mean(x["block_explored_solved"][:4]) for x in found[arm]]) for arm in ("uft", "rft")]
     number = "steps 1 to 100: UFT {} % right, RFT {}".format(*map(spread, early))
-    claim = "UFT explores with more success from the first step on, hints included (figure 6)"
+    claim = "UFT explores with more success in the first 100 steps, hints included (figure 6)"
     gaps = early[0] - early[1]
     yield Claim("UFT", claim, number, verdict(gaps), len(gaps), command)
 
@@ -141,9 +141,7 @@ def on_generalisation() -> Iterator[Claim]:
     for arm in ("rft", "uft"):
         lost = {a: gain(a, "pool") - gain(a, "test") for a in ("sft", arm)}
         shares = {a: 100 * x / gain(a, "pool") for a, x in lost.items()}
-        claim = (
-            f"SFT memorises: of what it gains on its own problems it loses more on the test's than {named(arm)} does"
-        )
+        claim = f"SFT memorises: more of its gain on its own problems is missing on the test than of {named(arm)}'s"
         for how, x in {"percent of the gain": shares, "points": lost}.items():
             gaps = x["sft"] - x[arm]
             number = f"SFT {x['sft'].mean():.1f} {how}, {named(arm)} {x[arm].mean():.1f}: {difference(gaps)}"
