@@ -44,7 +44,7 @@ RELATIVES["dft"] = ["lr"]  # family.ipynb's other arms: round one of the grid
 PANELS = {  # at most four lines in each
     "no hints": ["rft", "sft", "sft_rft", "sasr"],
     "hints: prefixes of the demonstration": ["r3", "uft", "uft_uniform", "frontier"],
-    "the whole demonstration, as one answer more": ["superrl", "luffy", "uft_uniform"],
+    "the whole demonstration (and uft_uniform)": ["superrl", "luffy", "uft_uniform"],
 }
 GRID_TREES = [(6, range(100, 105)), (16, range(100, 105)), (16, range(105, 115))]  # H and seeds that no figure shows
 ROLLOUTS = 256  # a step: 8 draws of a hint, 32 rollouts from each
