@@ -393,8 +393,8 @@ def mse(r_hat: Tensor, score: Tensor) -> Tensor:
 def score_weights(loss: Callable, r_hat: Tensor, score: Tensor, beta: float) -> Tensor:
     """(P, G) The weight c for an answer's tokens with which c * grad log pi is minus the gradient of the loss: c is
     -dloss / dlog pi. Since r_hat is beta log pi and a constant, that is -beta dloss / dr_hat. For mse and score 1, with
-    sigma = sigmoid(r_hat), it is 2 beta sigma (1 - sigma)^2: SFT that fades; little of it is left once log pi is some
-    4 / beta above the base's.
+    sigma = sigmoid(r_hat), it is 2 beta sigma (1 - sigma)^2: SFT that fades; a tenth of it is left once log pi is
+    2 / beta above the base's.
 
     >>> score_weights(mse, torch.zeros(1, 3), torch.tensor([[1.0, 0.6, 0.1]]), beta=0.4)     # sigma = 1/2
     tensor([[ 0.1000,  0.0200, -0.0800]])

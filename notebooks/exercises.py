@@ -65,11 +65,11 @@ def endings() -> tuple[dict[str, float], dict[str, int]]:
 def predicted(ends: dict[str, float], sooner: str, found: tuple | None = None) -> str:
     """2. Where each method ends, and which of uft and cosine (uft with hint_coef 0) gets there sooner."""
     measured, steps = found or endings()
-    print("\n".join(f"{name:6s} ended at {measured[name]}, after {steps[name]} steps" for name in measured))
     if wrong := [name for name in measured if ends.get(name) != measured[name]]:
         return f"{wrong[0]} does not end at {ends.get(wrong[0])}"
     if sooner != min(("uft", "cosine"), key=steps.get):
-        return f"{sooner} takes longer"
+        return f"sooner: {sooner!r} is not right"
+    print("\n".join(f"{name:6s} ended nearest to {measured[name]}, after {steps[name]} steps" for name in measured))
     return "right"
 
 
@@ -115,9 +115,8 @@ def noticed(objective: Callable, test: str) -> str:
         kept, Method.objective = Method.objective, mine
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                name = test.rpartition("::")[2]
-                command = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", "-k", name]
-                return pytest.main([*command, str(ROOT / "tests/test_nanouft.py")]) == 0
+                command = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
+                return pytest.main([*command, f"{ROOT}/tests/test_nanouft.py::{test}"]) == 0
         finally:
             Method.objective = kept
 
@@ -137,7 +136,7 @@ def noticed(objective: Callable, test: str) -> str:
     if not torch.allclose((ours * logp.exp())[rows.hint], yours[rows.hint]):
         return "the mistake makes the gradient on the hint c times pi; yours is something else"
     if not passes(Method.objective):
-        return f"-k {test!r} chooses no test, or one that fails with our own objective, too"
+        return f"there is no test {test!r}, or it fails with our own objective, too"
     return f"{test} passes with your objective" if passes(objective) else "right"
 
 
