@@ -39,7 +39,7 @@ FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apart(), alone
 SEEDS, FEW = range(5), range(3)
 NUMBERS = (4, 5, 6)
-WIDTHS = (32, 64)  # of the model
+WIDTHS = (32, 64, 128)  # of the model
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that need one minus, so many stay in training
 TINY = dict(steps=8, warmup=4, hint_steps=5, eval_every=2, base_steps=20, validation=16, test=16, problems=8, demos=64)
 BLOCK = 25  # steps that are averaged into one
@@ -221,7 +221,7 @@ def shares() -> dict[tuple[float, str], list[dict]]:
 
 @cache
 def sizes() -> dict[tuple[int, str], list[dict]]:
-    """A smaller model on six numbers, with the settings that were found for the usual one."""
+    """Smaller and larger models on six numbers, with the settings that were found for the usual one."""
     some = {"base": dict(steps=0)} | tuned("six")
     return several({(n, arm): dict(width=n) | cell for n in WIDTHS for arm, cell in some.items()}, FEW, "six")
 
