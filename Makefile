@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-demo: .venv/ready  ## the main job: six to eight minutes on two CPU cores
+demo: .venv/ready  ## the main job: three to eight minutes on two CPU cores
 	.venv/bin/python notebooks/compare.py --steps 400
 
 test: .venv/ready  ## three minutes
