@@ -37,7 +37,7 @@ WORLDS = {  # what differs from train.py's settings
 }
 FOUR = ("sft", "rft", "sft_rft", "uft")  # all arms of the last two
 GRID_SEEDS = range(100, 102)  # bases, pools and samples of the grid, and of apart(), alone
-SEEDS, FEW = range(5), range(3)
+TEN, FIVE, FEW = range(10), range(5), range(3)
 NUMBERS = (4, 5, 6)
 WIDTHS = (32, 64, 128)  # of the model
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the problems that need one minus, so many stay in training
@@ -180,19 +180,19 @@ def tuned(world: str = "play") -> dict[str, dict]:
 @cache
 def arms() -> dict[str, list[dict]]:
     """Every arm, and the base, what all begin with."""
-    return several(tuned() | {"base": dict(steps=0)}, SEEDS)
+    return several(tuned() | {"base": dict(steps=0)}, TEN)
 
 
 @cache
 def demo() -> dict[str, list[dict]]:
     """What `make demo` trains, with its settings."""
-    return several({arm: dict(method=arm) for arm in FOUR} | {"base": dict(steps=0)}, SEEDS, "demo")
+    return several({arm: dict(method=arm) for arm in FOUR} | {"base": dict(steps=0)}, TEN, "demo")
 
 
 @cache
 def six() -> dict[str, list[dict]]:
     """Four arms, tuned, on six numbers."""
-    return several(tuned("six") | {"base": dict(steps=0)}, range(10), "six")
+    return several(tuned("six") | {"base": dict(steps=0)}, TEN, "six")
 
 
 @cache
@@ -216,7 +216,7 @@ def shares() -> dict[tuple[float, str], list[dict]]:
     """From no problems that need one minus to all that there are, on six numbers, with the settings of "six"."""
     some = {arm: tuned("six")[arm] for arm in ("rft", "sft_rft", "uft")}
     tasks = {x: f"shares:share={x:g}" if x < 1 else "countdown:numbers=6" for x in SHARES}
-    return several({(x, arm): cell | dict(task=tasks[x]) for x in SHARES for arm, cell in some.items()}, FEW, "six")
+    return several({(x, arm): cell | dict(task=tasks[x]) for x in SHARES for arm, cell in some.items()}, FIVE, "six")
 
 
 @cache
@@ -244,19 +244,19 @@ def dial() -> dict[tuple[int, str], list[dict]]:
 
 @cache
 def longer() -> dict[str, list[dict]]:
-    """Twice the steps: does UFT catch up? The two seeds in which it does worst."""
-    return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, SEEDS[:2])
+    """Twice the steps: does UFT catch up? The two of ten seeds in which it does worst."""
+    return several({arm: tuned()[arm] | dict(steps=2 * Config.steps) for arm in ("rft", "sft_rft", "uft")}, FIVE[:2])
 
 
 @cache
 def switches() -> dict[str, list[dict]]:
     """SASR, and two switches that do not look: every second step, and a coin with SASR's own share."""
-    settings, sasr = tuned()["sasr"], arms()["sasr"]
+    settings, sasr = tuned()["sasr"], arms()["sasr"][: len(FIVE)]
     start = min(settings.get("warmup", Config.warmup) // BLOCK, len(sasr[0]["block_supervised"]) - 1)
     share = float(np.mean([x["block_supervised"][start:] for x in sasr]))
     kept = {name: x for name, x in settings.items() if name != "gamma"}
     cells = {"static": kept | dict(method="static"), "mix": kept | dict(method="mix", share=round(share, 2))}
-    return {"sasr": sasr} | several(cells, SEEDS)
+    return {"sasr": sasr} | several(cells, FIVE)
 
 
 @cache

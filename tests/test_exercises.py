@@ -93,6 +93,7 @@ def test_noticed():
     assert exercises.noticed(ratio, "test_first_update_has_ratio_one_and_later_ones_clip") != "right"  # without hints
     assert exercises.noticed(ratio, "no_such_test") != "right"
     assert exercises.noticed(ratio, "hand") != "right"  # only a part of a name
+    assert exercises.noticed(ratio, "") != "right"
     assert exercises.noticed(ours, RATIO) != "right"
     assert exercises.noticed(everything, RATIO) != "right"
     assert exercises.noticed(nothing, RATIO) != "right"
